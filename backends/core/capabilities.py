@@ -1,0 +1,112 @@
+"""What a backend can do, as data, and what a job asks of it.
+
+A capability is a request parameter's wire name (`temperature`, `top_k`, `n`, `tools`, `response_format.json_schema`,
+`logprobs` …) or a kind of work (`chat`, `completions`, `embeddings`). A dialect declares its set; quirks and a
+deployment's configuration add to or take from it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from backends.core.errors import UnsupportedParameter
+from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Sampling
+
+Capabilities = frozenset[str]
+ParamsRule = Literal["reject", "drop", "forward"]
+
+#: Sampling parameters of OpenAI's own schema.
+OPENAI_SAMPLING = frozenset(
+    {"max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias"}
+)
+#: Sampling parameters that only local backends know.
+LOCAL_SAMPLING = frozenset(Sampling.__struct_fields__) - OPENAI_SAMPLING
+_DEFAULT_SAMPLING = Sampling()
+#: What may be left out without changing what kind of answer comes: the `drop` rule applies to these only.
+DROPPABLE = OPENAI_SAMPLING | LOCAL_SAMPLING | {"parallel_tool_calls", "reasoning_effort", "logprobs"}
+
+
+def asked(job: Job) -> frozenset[str]:
+    """The capabilities that a job needs, by wire name. `max_tokens` and `stop` included when set."""
+    if isinstance(job, EmbeddingRequest):
+        names = {"embeddings"}
+        if job.dimensions is not None:
+            names.add("dimensions")
+        if any(one.tokens is not None for one in job.inputs):
+            names.add("token_input")
+        return frozenset(names)
+    names = {"completions" if job.prompts else "chat"}
+    names.update(_sampling(job.sampling))
+    names.update(_generation(job))
+    return frozenset(names)
+
+
+def _sampling(sampling: Sampling) -> set[str]:
+    return {
+        name
+        for name in Sampling.__struct_fields__
+        if getattr(sampling, name) not in (None, ()) and getattr(sampling, name) != getattr(_DEFAULT_SAMPLING, name)
+    }
+
+
+def _generation(job: GenerationRequest) -> set[str]:
+    names: set[str] = set()
+    if job.n > 1:
+        names.add("n")
+    if job.tools:
+        names.add("tools")
+    if job.tool_choice is not None and job.tool_choice.mode in ("required", "function"):
+        names.add("tool_choice")
+    if job.parallel_tool_calls is not None:
+        names.add("parallel_tool_calls")
+    if job.output.kind == "grammar":
+        names.add("grammar")
+    elif job.output.kind != "text":
+        names.add(f"response_format.{job.output.kind}")
+    if job.reasoning_effort is not None:
+        names.add("reasoning_effort")
+    if job.top_logprobs is not None:
+        names.add("logprobs")
+    if job.suffix:
+        names.add("suffix")
+    if any(prompt.tokens is not None for prompt in job.prompts):
+        names.add("token_input")
+    if any(isinstance(part, ImageInput) for message in job.messages for part in message.parts):
+        names.add("image_url")
+    return names
+
+
+def missing(job: Job, capabilities: Capabilities) -> frozenset[str]:
+    """What the job asks that the capabilities lack."""
+    return asked(job) - capabilities
+
+
+def resolve(job: Job, capabilities: Capabilities, rule: ParamsRule) -> Job:
+    """The job as a deployment with this rule may be given it: never a silent default or clamp.
+
+    `reject`: any lack is refused. `drop`: droppable parameters are left out, the rest refused. `forward`: sampling
+    parameters go upstream as they are (the dialect encodes all it has a spelling for), the rest is refused.
+
+    Raises:
+        UnsupportedParameter: names the first parameter, in alphabetical order.
+    """
+    lacks = missing(job, capabilities)
+    if not lacks:
+        return job
+    tolerated: frozenset[str] = frozenset()
+    if rule == "drop":
+        tolerated = lacks & DROPPABLE
+    elif rule == "forward":
+        tolerated = lacks & (OPENAI_SAMPLING | LOCAL_SAMPLING | {"logprobs", "parallel_tool_calls", "reasoning_effort"})
+    if refused := sorted(lacks - tolerated):
+        name = refused[0]
+        raise UnsupportedParameter(f"The model {job.model!r} does not support {name!r} here.", param=name.partition(".")[0])
+    if rule == "forward" or isinstance(job, EmbeddingRequest):
+        return job
+    changes: dict[str, object] = dict.fromkeys(tolerated & {"parallel_tool_calls", "reasoning_effort"})
+    if "logprobs" in tolerated:
+        changes["top_logprobs"] = None
+    sampling = {name: getattr(_DEFAULT_SAMPLING, name) for name in tolerated & frozenset(Sampling.__struct_fields__)}
+    return msgspec.structs.replace(job, sampling=msgspec.structs.replace(job.sampling, **sampling), **changes)

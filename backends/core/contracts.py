@@ -1,0 +1,105 @@
+"""The four seams of the backends library, as typing Protocols."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+from backends.core.capabilities import Capabilities
+from backends.core.errors import BackendError
+from backends.core.events import Event
+from backends.core.request import Job, Prompt
+
+
+class UpstreamRequest(msgspec.Struct, frozen=True):
+    """What a dialect wants sent: no host and no credentials, the transport adds both.
+
+    `path` is relative to the deployment's base_url and begins with "/".
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Decoder(Protocol):
+    """Upstream response body bytes to events. Single use, accepts any byte split, never raises on input.
+
+    What cannot be decoded becomes a `Failure` event; after it nothing more comes out.
+    """
+
+    def feed(self, data: bytes, /) -> list[Event]:
+        """Events completed by these bytes."""
+
+    def close(self) -> list[Event]:
+        """The body has ended: the last events, or a `truncated` Failure when its terminator was missing."""
+
+
+class Dialect(Protocol):
+    """A backend's wire language: pure functions and decoders, no I/O, no clock, no randomness."""
+
+    @property
+    def name(self) -> str:
+        """Its registry name."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do when quirks and configuration say nothing else."""
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether `encode` wants the conversation rendered by a chat template first."""
+
+    def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
+        """The request for a job. Idempotent. `job.model` is the upstream's name of the model."""
+
+    def decoder(self, job: Job) -> Decoder:
+        """A fresh decoder of a 2xx response's body."""
+
+    def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+        """The error that a non-2xx response stands for. `headers` have lower-case names; `body` may be cut short."""
+
+
+#: Batches of events: one per network read or engine step, never empty.
+Batches = AsyncIterator[Sequence[Event]]
+
+
+class Backend(Protocol):
+    """Anything that can run a job."""
+
+    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+        """Start the job.
+
+        Errors before the first event raise `BackendError` from `__aenter__` or from the first `__anext__`; later ones
+        come as a `Failure` event or a raised `BackendError`. `__aexit__` never awaits anything that can block:
+        leaving early closes the upstream connection or cancels the engine's request at once.
+        """
+
+    async def aclose(self) -> None:
+        """Release connections; no job may be open."""
+
+
+class Engine(Protocol):
+    """A model in this process, driven by `backends.engines.host` on its one engine thread."""
+
+    def submit(self, job: Job, id: str) -> None:
+        """Take a job. Raises BackendError or BadRequest when it cannot ever run."""
+
+    def cancel(self, id: str) -> None:
+        """Forget a job at once, queued or running. An unknown id is ignored."""
+
+    def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
+        """Advance by one step; the events of each job that has some. Empty when idle."""
+
+    def busy(self) -> bool:
+        """Whether `step` has work."""
+
+    def describe(self) -> Mapping[str, object]:
+        """Facts for `hello` and metrics: context, slots, capabilities, kv use."""
+
+    def close(self) -> None:
+        """Free the model."""

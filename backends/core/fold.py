@@ -1,0 +1,118 @@
+"""Unary is the fold of the stream: events in, one `Answer` out. There is no second path for `stream: false`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from backends.core.errors import BackendError
+from backends.core.events import (
+    Embedding,
+    Event,
+    Failure,
+    Finish,
+    FinishReason,
+    Item,
+    ReasoningDelta,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from backends.core.request import ToolCall
+from backends.core.usage import Usage
+
+
+class Choice(msgspec.Struct):
+    """One finished choice."""
+
+    index: int
+    text: list[str] = msgspec.field(default_factory=list)
+    reasoning: list[str] = msgspec.field(default_factory=list)
+    refusal: list[str] = msgspec.field(default_factory=list)
+    calls: dict[int, ToolCallDelta] = msgspec.field(default_factory=dict)
+    logprobs: list[TokenLogprob] = msgspec.field(default_factory=list)
+    finish: FinishReason | None = None
+
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Its tool calls in order, arguments joined."""
+        return tuple(ToolCall(call.id, call.name, call.arguments) for _, call in sorted(self.calls.items()))
+
+
+class Answer(msgspec.Struct):
+    """A whole answer: choices by index, items in order, usage when it was told."""
+
+    model: str = ""
+    choices: dict[int, Choice] = msgspec.field(default_factory=dict)
+    items: list[Embedding] = msgspec.field(default_factory=list)
+    usage: Usage | None = None
+
+
+class Fold:
+    """Accumulates events. Feed all of them, then read `answer`."""
+
+    def __init__(self) -> None:
+        self.answer = Answer()
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Take the next events.
+
+        Raises:
+            BackendError: the stream failed.
+        """
+        for event in events:
+            self._one(event)
+
+    def _one(self, event: Event) -> None:
+        match event:
+            case Started(model=model):
+                self.answer.model = model
+            case TextDelta():
+                choice = self._choice(event.choice)
+                choice.text.append(event.text)
+                choice.logprobs.extend(event.logprobs)
+            case ReasoningDelta():
+                self._choice(event.choice).reasoning.append(event.text)
+            case RefusalDelta():
+                self._choice(event.choice).refusal.append(event.text)
+            case ToolCallDelta():
+                calls = self._choice(event.choice).calls
+                before = calls.get(event.call)
+                calls[event.call] = (
+                    event
+                    if before is None
+                    else ToolCallDelta(
+                        event.call,
+                        before.id or event.id,
+                        before.name or event.name,
+                        before.arguments + event.arguments,
+                        event.choice,
+                    )
+                )
+            case Item(value=value):
+                self.answer.items.append(value)
+            case Finish(reason=reason):
+                self._choice(event.choice).finish = reason
+            case Usage():
+                self.answer.usage = event
+            case Failure():
+                raise BackendError.of(event)
+
+    def _choice(self, index: int) -> Choice:
+        choice = self.answer.choices.get(index)
+        if choice is None:
+            choice = self.answer.choices[index] = Choice(index)
+        return choice
+
+
+def fold(events: Iterable[Event]) -> Answer:
+    """The answer that a complete stream of events stands for.
+
+    Raises:
+        BackendError: the stream failed.
+    """
+    folding = Fold()
+    folding.feed(events)
+    return folding.answer

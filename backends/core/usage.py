@@ -1,0 +1,27 @@
+"""Token usage of one answer. Input includes cached input; output includes reasoning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+UsageSource = Literal["reported", "counted", "estimated"]
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of one answer, an event of the stream.
+
+    `source`: `reported` by the backend, `counted` by us with the model's tokenizer, or `estimated`.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    source: UsageSource = "reported"
+
+    @property
+    def total_tokens(self) -> int:
+        """Input plus output."""
+        return self.input_tokens + self.output_tokens

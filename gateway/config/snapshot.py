@@ -1,0 +1,71 @@
+"""The compiled configuration: one immutable value, swapped by one assignment, pinned by every stream it serves."""
+
+from __future__ import annotations
+
+import msgspec
+
+from backends.core.errors import GatewayError
+from gateway.domain.principal import LimitSpec, Principal
+from gateway.domain.route import Deployment, Route
+
+
+class UnknownModel(GatewayError):
+    """No such model, or the key may not know of it (404)."""
+
+    status = 404
+    type = "invalid_request_error"
+    default_code = "model_not_found"
+
+
+class EngineSpec(msgspec.Struct, frozen=True):
+    """A local engine: one host process, one model.
+
+    `options` go to the engine as they are validated (threads, context, slots, embedding …). `context` is tokens per
+    slot. `host_memory_mb` 0 = unlimited.
+    """
+
+    name: str
+    kind: str
+    model: str
+    slots: int = 4
+    context: int = 4096
+    queue: int = 64
+    options: dict[str, object] = {}
+
+
+class Team(msgspec.Struct, frozen=True):
+    """A team of the configuration file."""
+
+    name: str
+    models: frozenset[str] | None = None
+    limits: tuple[LimitSpec, ...] = ()
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything dynamic. `models` includes aliases. `declared_keys` maps a key's hash (hex) to its principal."""
+
+    version: str
+    models: dict[str, Route]
+    deployments: dict[str, Deployment]
+    engines: dict[str, EngineSpec]
+    teams: dict[str, Team] = {}
+    declared_keys: dict[str, Principal] = {}
+    key_limits: tuple[LimitSpec, ...] = ()
+
+    def resolve(self, model: str, principal: Principal) -> Route:
+        """The route of a model name.
+
+        Raises:
+            UnknownModel: it does not exist, or this principal may not use it (the two look alike).
+        """
+        route = self.models.get(model)
+        if route is None or not self.allowed(route, principal):
+            raise UnknownModel(f"The model {model[:128]!r} does not exist or you do not have access to it.", param="model")
+        return route
+
+    def allowed(self, route: Route, principal: Principal) -> bool:
+        """Whether a principal may use a route: its own and its team's allow-list, by the route's public name."""
+        if principal.models is not None and route.name not in principal.models:
+            return False
+        team = self.teams.get(principal.team_id)
+        return team is None or team.models is None or route.name in team.models

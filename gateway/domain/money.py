@@ -1,0 +1,17 @@
+"""Money: integers of nano-USD; prices are pico-USD per token. Rounded once, here, upwards."""
+
+from __future__ import annotations
+
+from backends.core.usage import Usage
+from gateway.domain.route import Price
+
+PICO_PER_NANO = 1000
+#: 1 USD per million tokens, in pico-USD per token.
+PICO_PER_USD_PER_MILLION = 1_000_000
+
+
+def cost_nusd(usage: Usage, price: Price) -> int:
+    """What an answer costs, in nano-USD. Cached input is billed at its own price."""
+    cached = min(usage.cached_input_tokens, usage.input_tokens)
+    pico = (usage.input_tokens - cached) * price.input + cached * price.cached_input + usage.output_tokens * price.output
+    return -(-pico // PICO_PER_NANO)

@@ -1,0 +1,71 @@
+"""The interface that every limit store fulfils, and the refusals it raises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from backends.core.errors import GatewayError
+from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, RuleState, Settlement
+
+
+class LimitExceeded(GatewayError):
+    """A rate or a concurrency limit refused the request (429). Nothing was charged to any rule.
+
+    `states` are all rules' states at the refusal, for the response headers.
+    """
+
+    status = 429
+    type = "rate_limit_exceeded"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, rule: Rule, retry_after_ms: int, states: Sequence[RuleState] = ()) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms)
+        self.rule = rule
+        self.states = tuple(states)
+
+
+class QuotaExhausted(LimitExceeded):
+    """A calendar quota is used up (429 insufficient_quota)."""
+
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+
+class LimitsUnavailable(GatewayError):
+    """The store does not answer and a rule says `on_outage: deny` (503)."""
+
+    status = 503
+    default_code = "limits_unavailable"
+
+
+class LimitStore(Protocol):
+    """Admission and settlement. One implementation in this process, one in Redis; same maths.
+
+    A charge belongs to the store's clock at its admission. In no rolling window of a rule's length is more admitted
+    than its limit. Every rule of one call is charged, or none.
+    """
+
+    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
+        """Check and charge every rule atomically; `opening` is what the ledger shows if nobody ever settles.
+
+        Raises:
+            LimitExceeded: the first rule that refuses; nothing was charged.
+            LimitsUnavailable: no answer in time and some rule denies on outage; nothing will be charged.
+        """
+
+    async def renew(self, live: Sequence[Progress]) -> None:
+        """Prolong the leases of live requests, in one call."""
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Replace the reserved by the actual amounts, release the slots and append the ledger row, in one atom.
+
+        Idempotent: returns False when this reservation was settled before. Never raises for an outage: the
+        settlement is kept and repeated until the store takes it.
+        """
+
+    def void(self, id: str) -> None:
+        """Forget an admission whose caller gave up waiting; it must never stay charged."""
+
+    async def aclose(self) -> None:
+        """Flush what is pending, bounded in time, and close."""

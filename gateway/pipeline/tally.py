@@ -1,0 +1,141 @@
+"""The pipeline's only mutable object: everything that is learnt about one request, handed to the settler once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backends.core.errors import GatewayError
+from backends.core.events import Event, Finish, Item, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
+from backends.core.usage import Usage
+from gateway.domain.principal import Principal
+from gateway.domain.route import Deployment, Route
+from gateway.domain.settlement import Outcome, Reservation
+from gateway.protocols.contract import Call
+
+#: Upper bounds of the inter-token-latency buckets, µs; one more bucket holds what is above the last.
+ITL_BOUNDS_US = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_280_000, 2_560_000)
+
+
+class AttemptRecord:
+    """One try on one deployment. `error` None = it answered. Instants are monotonic µs."""
+
+    __slots__ = ("began_us", "deployment", "ended_us", "error")
+
+    def __init__(self, deployment: Deployment, began_us: int) -> None:
+        self.deployment = deployment
+        self.began_us = began_us
+        self.ended_us = began_us
+        self.error: GatewayError | None = None
+
+
+class Tally:
+    """What one request came to. Written by the pipeline, read by settler, metrics, log and spans.
+
+    Instants without `_wall` are monotonic µs, so differences are durations.
+    """
+
+    __slots__ = (
+        "attempts",
+        "began_us",
+        "began_wall_us",
+        "call",
+        "client_request_id",
+        "delta_bytes",
+        "deltas",
+        "ended_us",
+        "error",
+        "finished_choices",
+        "first_event_us",
+        "id",
+        "input_estimate",
+        "itl_buckets",
+        "itl_sum_us",
+        "last_event_us",
+        "limiter_us",
+        "outcome",
+        "principal",
+        "protocol",
+        "queue_us",
+        "reservation",
+        "route",
+        "settled",
+        "status",
+        "usage",
+    )
+
+    def __init__(self, id: str, protocol: str, began_us: int, began_wall_us: int) -> None:
+        self.id = id
+        self.protocol = protocol
+        self.began_us = began_us
+        self.began_wall_us = began_wall_us
+        self.client_request_id = ""
+        self.principal: Principal | None = None
+        self.call: Call | None = None
+        self.route: Route | None = None
+        self.reservation: Reservation | None = None
+        self.attempts: list[AttemptRecord] = []
+        self.input_estimate = 0
+        self.limiter_us = 0
+        self.queue_us = 0
+        self.first_event_us = 0
+        self.last_event_us = 0
+        self.ended_us = 0
+        self.deltas = 0
+        self.delta_bytes = 0
+        self.finished_choices = 0
+        self.itl_buckets = [0] * (len(ITL_BOUNDS_US) + 1)
+        self.itl_sum_us = 0
+        self.usage: Usage | None = None
+        self.outcome: Outcome = "ok"
+        self.status = 200
+        self.error: GatewayError | None = None
+        self.settled = False
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """The deployment that answered, or the last one tried."""
+        return self.attempts[-1].deployment if self.attempts else None
+
+    def observe(self, batch: Sequence[Event], now_us: int) -> None:
+        """Count a batch of events that arrived at `now_us`; one inter-token gap per batch, spread over its deltas."""
+        fresh = 0
+        for event in batch:
+            kind = type(event)
+            if kind is TextDelta or kind is ReasoningDelta or kind is RefusalDelta:
+                fresh += 1
+                self.delta_bytes += len(event.text.encode("utf-8", "surrogatepass"))  # type: ignore[union-attr]
+            elif kind is ToolCallDelta:
+                fresh += 1
+                self.delta_bytes += len(event.arguments)  # type: ignore[union-attr]
+            elif kind is Item:
+                fresh += 1
+            elif kind is Finish:
+                self.finished_choices += 1
+            elif kind is Usage:
+                self.usage = event  # type: ignore[assignment]
+        if not fresh:
+            return
+        if not self.first_event_us:
+            self.first_event_us = now_us
+        else:
+            gap = now_us - self.last_event_us
+            self.itl_sum_us += gap
+            bucket = 0
+            for bound in ITL_BOUNDS_US:
+                if gap <= bound:
+                    break
+                bucket += 1
+            self.itl_buckets[bucket] += 1
+        self.last_event_us = now_us
+        self.deltas += fresh
+
+    def fail(self, error: GatewayError, outcome: Outcome) -> None:
+        """The request ends with this error."""
+        self.error = error
+        self.outcome = outcome
+        self.status = error.status
+
+    def cancel(self) -> None:
+        """The client left."""
+        self.outcome = "cancelled"
+        self.status = 499
