@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from backends.core.errors import GatewayError
@@ -57,11 +57,12 @@ class LimitStore(Protocol):
     async def renew(self, live: Sequence[Progress]) -> None:
         """Prolong the leases of live requests, in one call."""
 
-    async def settle(self, settlement: Settlement) -> bool:
+    def settle(self, settlement: Settlement) -> Awaitable[bool]:
         """Replace the reserved by the actual amounts, release the slots and append the ledger row, in one atom.
 
-        Idempotent: returns False when this reservation was settled before. Never raises for an outage: the
-        settlement is kept and repeated until the store takes it.
+        The handover itself is synchronous (it happens on cancellation too, where nothing may await); the returned
+        future tells when the store has it. Idempotent: it resolves to False when this reservation was settled
+        before. It never fails for an outage: the settlement is kept and repeated until the store takes it.
         """
 
     def void(self, id: str) -> None:

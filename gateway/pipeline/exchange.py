@@ -55,6 +55,12 @@ class Exchange(Protocol):
             ConnectionError: the client is gone, or did not read for `client_stall_s`.
         """
 
+    def comment(self) -> None:
+        """Write an SSE comment line now, so that proxies and clients see life; commits status 200 if nothing was sent.
+
+        Synchronous and without back-pressure; ignored once the answer is finished or the client is gone.
+        """
+
     async def finish(self, data: bytes, /) -> None:
         """The last bytes of a streamed answer, or a whole unary one (with Content-Length) when nothing was sent."""
 
