@@ -34,13 +34,13 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     top: tuple[Candidate, ...] = ()
 
 
-class Started(msgspec.Struct, frozen=True, gc=False):
+class Started(msgspec.Struct, frozen=True, gc=False, tag="started"):
     """The backend accepted the job; `model` is the upstream's own name for what serves it."""
 
     model: str = ""
 
 
-class TextDelta(msgspec.Struct, frozen=True, gc=False):
+class TextDelta(msgspec.Struct, frozen=True, gc=False, tag="text_delta"):
     """More answer text. Never cut inside a UTF-8 character; may be empty when it carries only logprobs."""
 
     text: str
@@ -48,7 +48,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
+class ReasoningDelta(msgspec.Struct, frozen=True, gc=False, tag="reasoning_delta"):
     """More reasoning text, kept apart from the answer. `signature` is opaque and passed through."""
 
     text: str
@@ -56,14 +56,14 @@ class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
     signature: str = ""
 
 
-class RefusalDelta(msgspec.Struct, frozen=True, gc=False):
+class RefusalDelta(msgspec.Struct, frozen=True, gc=False, tag="refusal_delta"):
     """More text of a refusal (OpenAI `refusal`)."""
 
     text: str
     choice: int = 0
 
 
-class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
+class ToolCallDelta(msgspec.Struct, frozen=True, gc=False, tag="tool_call_delta"):
     """A piece of tool call number `call` of a choice. `id` and `name` are set on its first piece only.
 
     `arguments` are fragments of one JSON text, to be concatenated.
@@ -83,20 +83,20 @@ class Embedding(msgspec.Struct, frozen=True, gc=False):
     vector: bytes
 
 
-class Item(msgspec.Struct, frozen=True, gc=False):
+class Item(msgspec.Struct, frozen=True, gc=False, tag="item"):
     """One result of a job that is not a generation."""
 
     value: Embedding
 
 
-class Finish(msgspec.Struct, frozen=True, gc=False):
+class Finish(msgspec.Struct, frozen=True, gc=False, tag="finish"):
     """A choice is complete. Exactly one per choice."""
 
     reason: FinishReason
     choice: int = 0
 
 
-class Failure(msgspec.Struct, frozen=True, gc=False):
+class Failure(msgspec.Struct, frozen=True, gc=False, tag="failure"):
     """The stream failed; nothing follows. `message` is fit for a client, `detail` for the log only."""
 
     kind: FailureKind

@@ -115,7 +115,7 @@ class Prompt(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...] | None = None
 
 
-class GenerationRequest(msgspec.Struct, frozen=True):
+class GenerationRequest(msgspec.Struct, frozen=True, tag="generation"):
     """Generate text. A conversation has `messages`; a plain completion has `prompts`, never both.
 
     Choice numbers: `prompt_index * n + sample_index`; so there are max(1, len(prompts)) * n choices.
@@ -143,7 +143,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
         return max(1, len(self.prompts)) * self.n
 
 
-class EmbeddingRequest(msgspec.Struct, frozen=True):
+class EmbeddingRequest(msgspec.Struct, frozen=True, tag="embedding"):
     """Embed each input. `dimensions`: None = the model's own width."""
 
     model: str

@@ -9,7 +9,7 @@ import msgspec
 UsageSource = Literal["reported", "counted", "estimated"]
 
 
-class Usage(msgspec.Struct, frozen=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, gc=False, tag="usage"):
     """Tokens of one answer, an event of the stream.
 
     `source`: `reported` by the backend, `counted` by us with the model's tokenizer, or `estimated`.
