@@ -1,0 +1,51 @@
+"""Response headers that tell a client its limits, in OpenAI's names (API reference, "Rate limits in headers"). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.domain.settlement import RuleState
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def duration(ms: int) -> str:
+    """Milliseconds as OpenAI writes durations: `120ms`, `1s`, `8.64s`, `6m0s`, `1h0m0s`."""
+    if ms <= 0:
+        return "0s"
+    if ms < 1000:
+        return f"{ms}ms"
+    minutes, rest = divmod(ms, 60_000)
+    seconds = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    if not minutes:
+        return seconds
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{seconds}" if hours else f"{minutes}m{seconds}"
+
+
+def limit_headers(states: Sequence[RuleState]) -> Headers:
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}` of the tightest rule of each unit.
+
+    The tightest rule has the least left; of two with the same left, the one that takes longer to be whole.
+    """
+    out: Headers = []
+    for unit in ("requests", "tokens"):
+        tightest: RuleState | None = None
+        for state in states:
+            if state.rule.unit != unit:
+                continue
+            if tightest is None or (state.remaining, -state.reset_ms) < (tightest.remaining, -tightest.reset_ms):
+                tightest = state
+        if tightest is not None:
+            out.append((f"x-ratelimit-limit-{unit}".encode(), b"%d" % tightest.rule.limit))
+            out.append((f"x-ratelimit-remaining-{unit}".encode(), b"%d" % tightest.remaining))
+            out.append((f"x-ratelimit-reset-{unit}".encode(), duration(tightest.reset_ms).encode()))
+    return out
+
+
+def retry_headers(retry_after_ms: int) -> Headers:
+    """`retry-after` in whole seconds, rounded up and at least 1, and `retry-after-ms`."""
+    return [
+        (b"retry-after", b"%d" % max(1, -(-retry_after_ms // 1000))),
+        (b"retry-after-ms", b"%d" % max(0, retry_after_ms)),
+    ]

