@@ -1,0 +1,317 @@
+"""The dynamic configuration as a `Snapshot`: what refers to what is checked here, all problems at once.
+
+Pure but for the secrets and templates it is handed a `resolve` for.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Collection, Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING
+from backends.core.request import Sampling
+from gateway.config.dynamic import (
+    DefaultsEntry,
+    DeploymentEntry,
+    Dynamic,
+    EngineEntry,
+    Limit,
+    ModelEntry,
+    PriceEntry,
+)
+from gateway.config.problems import KeyPath
+from gateway.config.secrets import BadReference, resolve_reference
+from gateway.config.snapshot import EngineSpec, Snapshot, Team
+from gateway.config.validation import suggestion
+from gateway.domain.money import PICO_PER_USD_PER_MILLION
+from gateway.domain.principal import LimitSpec, Principal, Unit
+from gateway.domain.route import Deployment, Price, Route, Timeouts
+
+_WINDOW_MS = {"second": 1000, "minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
+#: Every name that `capabilities` may add or take away: what `backends.core.capabilities.asked` can ask.
+CAPABILITY_NAMES = (
+    OPENAI_SAMPLING
+    | LOCAL_SAMPLING
+    | {"chat", "completions", "embeddings", "dimensions", "token_input", "n", "tools", "tool_choice", "parallel_tool_calls"}
+    | {"grammar", "response_format.json_object", "response_format.json_schema", "reasoning_effort", "logprobs", "suffix"}
+    | {"image_url"}
+)
+#: Scope of the default limits: whoever knows the key's id puts `key:<id>` in its place.
+ANY_KEY = "key"
+
+
+class Known(msgspec.Struct, frozen=True):
+    """The names that a deployment or an engine may refer to: `backends.registry`'s."""
+
+    dialects: Collection[str]
+    quirks: Collection[str]
+    engines: Collection[str]
+
+
+class Compiler:
+    """One compilation. `report(path, problem, mend)` takes what is wrong; a snapshot is made only when it stayed silent."""
+
+    def __init__(self, dynamic: Dynamic, base: Path, known: Known | None, report: Callable[[KeyPath, str, str], None]) -> None:
+        self._dynamic = dynamic
+        self._base = base
+        self._known = known
+        self._report = report
+
+    def compile(self, version: str) -> Snapshot:
+        """The snapshot. It is meaningless when anything was reported."""
+        dynamic = self._dynamic
+        deployments = {name: self._deployment(name, entry) for name, entry in dynamic.deployments.items()}
+        models = self._models(deployments)
+        self._unused(deployments)
+        return Snapshot(
+            version=version,
+            models=models,
+            deployments=deployments,
+            engines={name: self._engine(name, entry) for name, entry in dynamic.engines.items()},
+            teams={
+                name: Team(
+                    name,
+                    self._allowed(entry.models, ("teams", name, "models"), models),
+                    compile_limits(entry.limits, f"team:{name}"),
+                )
+                for name, entry in dynamic.teams.items()
+            },
+            declared_keys=self._declared(models),
+            key_limits=compile_limits(dynamic.keys.default.limits, ANY_KEY),
+        )
+
+    def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
+        path: KeyPath = ("engines", name)
+        if self._known is not None:
+            self._one_of((*path, "kind"), entry.kind, self._known.engines, "engine")
+        options = entry.model_dump(include={"embedding", "threads", "batch", "gpu_layers"}, exclude_none=True)
+        model = str(self._base / entry.model)
+        if "\0" in entry.model:
+            self._report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
+        return EngineSpec(name, entry.kind, model, entry.slots, entry.context, entry.queue, options)
+
+    def _deployment(self, name: str, entry: DeploymentEntry) -> Deployment:
+        path: KeyPath = ("deployments", name)
+        self._place(path, entry)
+        for side in ("adds", "lacks"):
+            for one in getattr(entry.capabilities, side):
+                self._one_of((*path, "capabilities", side), one, CAPABILITY_NAMES, "request parameter")
+        for one in sorted(set(entry.capabilities.adds) & set(entry.capabilities.lacks)):
+            self._report((*path, "capabilities"), f"{one!r} is both added and taken away", "keep it in one of the two")
+        return Deployment(
+            id=name,
+            model=entry.model,
+            dialect=entry.dialect or "",
+            quirks=entry.quirks or "",
+            base_url=(entry.base_url or "").rstrip("/"),
+            engine=entry.engine or "",
+            credential=self._credential(path, entry),
+            adds=frozenset(entry.capabilities.adds),
+            lacks=frozenset(entry.capabilities.lacks),
+            params=entry.params,
+            max_in_flight=entry.max_in_flight,
+            timeouts=Timeouts(**entry.timeouts.model_dump()),
+            price=_price(entry.price),
+            keepalive_s=entry.keepalive_s,
+            template=self._template(path, entry),
+            verify_tls=entry.verify_tls,
+            early_keepalive_s=entry.early_keepalive_s,
+        )
+
+    def _place(self, path: KeyPath, entry: DeploymentEntry) -> None:
+        """Exactly one place: a local engine, or a remote server."""
+        if entry.engine is not None:
+            for key in ("dialect", "quirks", "base_url", "credential", "template"):
+                if getattr(entry, key) is not None:
+                    self._report((*path, key), "it has no meaning beside `engine`", "remove it, or remove `engine`")
+            self._one_of((*path, "engine"), entry.engine, self._dynamic.engines, "entry of engines")
+            return
+        if entry.dialect is None:
+            self._report(path, "it has neither `engine` nor `dialect`", "add one of them")
+            return
+        if self._known is not None:
+            self._one_of((*path, "dialect"), entry.dialect, self._known.dialects, "dialect")
+        if self._known is not None and entry.quirks is not None:
+            self._one_of((*path, "quirks"), entry.quirks, self._known.quirks, "set of quirks")
+        if entry.base_url is None:
+            self._report(
+                (*path, "base_url"), "the key is missing", "add the server's address, such as http://127.0.0.1:8000/v1"
+            )
+        elif reason := _bad_url(entry.base_url):
+            self._report((*path, "base_url"), *reason)
+
+    def _credential(self, path: KeyPath, entry: DeploymentEntry) -> str:
+        if entry.credential is None:
+            return ""
+        try:
+            value = resolve_reference(entry.credential, self._base)
+        except BadReference as bad:
+            self._report((*path, "credential"), bad.problem, bad.mend)
+            return ""
+        if not value.isascii() or not value.isprintable():
+            self._report(
+                (*path, "credential"), "the secret has characters that a header cannot carry", "check where it is kept"
+            )
+        return value
+
+    def _template(self, path: KeyPath, entry: DeploymentEntry) -> str:
+        if entry.template is None:
+            return ""
+        try:
+            return resolve_reference(f"file:{entry.template}", self._base)
+        except BadReference as bad:
+            self._report((*path, "template"), bad.problem, "write the path of a readable jinja file")
+            return ""
+
+    def _models(self, deployments: Mapping[str, Deployment]) -> dict[str, Route]:
+        routes: dict[str, Route] = {}
+        for name, entry in self._dynamic.models.items():
+            route = self._route(name, entry, deployments)
+            routes[name] = route
+            for number, alias in enumerate(entry.aliases):
+                if alias in self._dynamic.models or alias in routes:
+                    where: KeyPath = ("models", name, "aliases", number)
+                    self._report(where, f"the name {alias!r} is taken by another model or alias", "choose another name")
+                else:
+                    routes[alias] = route
+        return routes
+
+    def _route(self, name: str, entry: ModelEntry, deployments: Mapping[str, Deployment]) -> Route:
+        path: KeyPath = ("models", name)
+        seen: set[str] = set()
+        for number, tier in enumerate(entry.tiers):
+            for place, one in enumerate(tier):
+                where = (*path, "tiers", number, place)
+                self._one_of(where, one, deployments, "entry of deployments")
+                if one in seen:
+                    self._report(where, f"{one!r} is there twice", "name each deployment once")
+                seen.add(one)
+        for one in entry.weights:
+            if one not in seen:
+                self._report(
+                    (*path, "weights", one),
+                    "no tier names this deployment",
+                    suggestion(one, sorted(seen)) or "remove the weight",
+                )
+        if entry.weights and entry.policy != "weighted":
+            self._report(
+                (*path, "weights"), "weights count only for policy `weighted`", "write policy: weighted, or remove them"
+            )
+        if entry.context and entry.default_output_tokens > entry.context:
+            mend = "make it smaller than the context, so that a prompt fits beside it"
+            self._report((*path, "default_output_tokens"), f"it is above the context of {entry.context} tokens", mend)
+        return Route(
+            name=name,
+            tiers=tuple(tuple(deployments[one] for one in tier if one in deployments) for tier in entry.tiers),
+            policy=entry.policy,
+            weights=dict(entry.weights),
+            context=entry.context,
+            default_output_tokens=entry.default_output_tokens,
+            defaults=_sampling(entry.defaults),
+            owned_by=entry.owned_by,
+        )
+
+    def _unused(self, deployments: Mapping[str, Deployment]) -> None:
+        """An engine that no deployment uses would take memory for nothing, most likely by a mistake."""
+        used = {one.engine for one in deployments.values()}
+        for name in self._dynamic.engines:
+            if name not in used:
+                self._report(
+                    ("engines", name), "no deployment uses this engine", f"add a deployment with engine: {name}, or remove it"
+                )
+
+    def _declared(self, models: Mapping[str, Route]) -> dict[str, Principal]:
+        keys: dict[str, Principal] = {}
+        names: set[str] = set()
+        for number, entry in enumerate(self._dynamic.keys.declared):
+            path: KeyPath = ("keys", "declared", number)
+            digest = entry.hash.removeprefix("sha256:")
+            if entry.name in names:
+                self._report((*path, "name"), f"the name {entry.name!r} is there twice", "choose another name")
+            if digest in keys:
+                self._report((*path, "hash"), "another declared key has the same hash", "mint another key")
+            if entry.team is not None:
+                self._one_of((*path, "team"), entry.team, self._dynamic.teams, "entry of teams")
+            names.add(entry.name)
+            own = self._dynamic.keys.default.limits if entry.limits is None else entry.limits
+            keys[digest] = Principal(
+                key_id=entry.name,
+                team_id=entry.team or "",
+                models=self._allowed(entry.models, (*path, "models"), models),
+                limits=compile_limits(own, f"key:{entry.name}"),
+                expires_us=None if entry.expires is None else _micros(entry.expires),
+            )
+        return keys
+
+    def _allowed(self, names: Iterable[str] | None, path: KeyPath, models: Mapping[str, Route]) -> frozenset[str] | None:
+        """An allow-list by the routes' public names: an alias stands for its model."""
+        if names is None:
+            return None
+        listed = list(names)
+        for number, one in enumerate(listed):
+            self._one_of((*path, number), one, models, "model")
+        return frozenset(models[one].name for one in listed if one in models)
+
+    def _one_of(self, path: KeyPath, name: str, known: Collection[str], what: str) -> None:
+        if name not in known:
+            mend = suggestion(name, sorted(known)) or f"known are: {_listed(known)}"
+            self._report(path, f"there is no {what} named {name[:128]!r}", mend)
+
+
+def compile_limits(limits: Iterable[Limit], scope: str) -> tuple[LimitSpec, ...]:
+    """Limits of the file as the limiter reads them. `scope` names the counters' owner: `team:<name>`, `key:<id>`."""
+    return tuple(_limit(one, scope) for one in limits)
+
+
+def _limit(limit: Limit, scope: str) -> LimitSpec:
+    if limit.concurrent is not None:
+        return LimitSpec(scope, "slots", limit.concurrent, 0, limit.on_outage)
+    unit: Unit = "requests" if limit.requests is not None else "tokens"
+    amount = limit.requests if limit.requests is not None else limit.tokens
+    if amount is None or limit.per is None:
+        raise ValueError("a validated limit has an amount and a period")
+    return LimitSpec(scope, unit, amount, _WINDOW_MS[limit.per], limit.on_outage)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:20]) or "none"
+
+
+def _bad_url(url: str) -> tuple[str, str] | None:
+    """Problem and mend of a base URL; the URL itself may hold a secret and is not repeated."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "it is not a valid address", "write http://host:port/path"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "it is not an http:// or https:// address", "write http://host:port/path"
+    if parts.username is not None or parts.password is not None:
+        return "it carries credentials", "remove them and write `credential: env:NAME`"
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        return "it has a query or a fragment", "end it with the path, such as /v1"
+    if port == 0 or not url.isascii() or any(char.isspace() or not char.isprintable() for char in url):
+        return "it is not a valid address", "write http://host:port/path in ASCII"
+    return None
+
+
+def _price(price: PriceEntry) -> Price:
+    cached = price.input if price.cached_input is None else price.cached_input
+    return Price(_pico(price.input), _pico(cached), _pico(price.output))
+
+
+def _pico(usd_per_million: Decimal) -> int:
+    return int(usd_per_million * PICO_PER_USD_PER_MILLION)
+
+
+def _sampling(defaults: DefaultsEntry) -> Sampling:
+    return Sampling(**{name: value for name, value in defaults.model_dump().items() if value is not None})
+
+
+def _micros(instant: datetime.datetime) -> int:
+    return (instant - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)

@@ -1,0 +1,261 @@
+"""The dynamic configuration: engines, deployments, models, teams and keys, as they stand in the file.
+
+These models check each value by itself; `gateway.config.compiler` checks what refers to what and makes the snapshot.
+Every field's description begins with its unit where it has one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+#: Numbers above it lose digits in Redis' Lua, so limits may not pass it.
+MAX_LIMIT = 2**53
+_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("a name has 1 to 128 of the characters A-Z a-z 0-9 . _ : / -")
+    return text
+
+
+def _hash(text: str) -> str:
+    if not _HASH.fullmatch(text):
+        raise ValueError("write sha256: and 64 hexadecimal digits in lower case: printf %s KEY | sha256sum")
+    return text
+
+
+def _instant(value: object) -> object:
+    """YAML has made a date or a datetime of it already; without a zone it is UTC."""
+    if isinstance(value, datetime.datetime):
+        return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
+    if isinstance(value, datetime.date):
+        return datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC)
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Hash = Annotated[str, AfterValidator(_hash)]
+Instant = Annotated[datetime.datetime, BeforeValidator(_instant)]
+Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, max_digits=13, decimal_places=6)]
+
+
+class Entry(BaseModel):
+    """Base of every entry: unknown keys are errors, values never change, no value is shown in an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Limit(Entry):
+    """One limit: exactly one of `requests`, `tokens` (each with `per`) and `concurrent`."""
+
+    requests: int | None = Field(
+        default=None, ge=1, le=MAX_LIMIT, description="requests admitted in any rolling window of `per`"
+    )
+    tokens: int | None = Field(
+        default=None, ge=1, le=MAX_LIMIT, description="input and output tokens admitted in any rolling window of `per`"
+    )
+    concurrent: int | None = Field(default=None, ge=1, le=1_000_000, description="requests in progress at once; has no `per`")
+    per: Literal["second", "minute", "hour", "day"] | None = Field(default=None, description="length of the rolling window")
+    on_outage: Literal["deny", "allow"] | None = Field(
+        default=None, description="what it does while Redis does not answer (default: redis.on_outage)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_yet(cls, value: object) -> object:
+        if isinstance(value, dict):
+            if "usd" in value:
+                raise ValueError("limits in USD are not supported yet; limit requests, tokens or concurrent")
+            if value.get("per") in ("month", "year", "calendar_day"):
+                raise ValueError("calendar periods are not supported yet; use second, minute, hour or day")
+        return value
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Limit:
+        stated = [name for name in ("requests", "tokens", "concurrent") if getattr(self, name) is not None]
+        if len(stated) != 1:
+            raise ValueError("a limit has exactly one of requests, tokens and concurrent; write one list entry for each")
+        if (stated[0] == "concurrent") != (self.per is None):
+            raise ValueError("requests and tokens need `per`; concurrent has none")
+        return self
+
+
+class EngineEntry(Entry):
+    """A local engine: one process, one model, shared by all workers."""
+
+    kind: str = Field(default="llamacpp", description="which engine")
+    model: str = Field(min_length=1, description="path of the model file; a relative one starts at the configuration file")
+    slots: int = Field(default=4, ge=1, le=256, description="requests that are computed at once")
+    context: int = Field(default=4096, ge=32, le=2**24, description="tokens of prompt and answer that one slot holds")
+    queue: int = Field(default=64, ge=0, le=100_000, description="requests that may wait for a slot; more is a 503")
+    embedding: bool = Field(default=False, description="the model makes embeddings instead of text")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="threads of computation (default: all cores but one; one for an embedding model)",
+    )
+    batch: int = Field(default=512, ge=32, le=65_536, description="tokens of one step; a longer prompt is read in pieces of it")
+    gpu_layers: int = Field(default=0, ge=-1, le=10_000, description="layers kept on the GPU; -1 = all, 0 = none")
+
+
+class TimeoutsEntry(Entry):
+    """How long a deployment may take."""
+
+    connect_s: float = Field(default=5, gt=0, le=3600, description="seconds to connect")
+    first_event_s: float = Field(
+        default=120, gt=0, le=86_400, description="seconds to the first token; then the next deployment is tried"
+    )
+    idle_s: float = Field(default=60, gt=0, le=86_400, description="seconds between two events of a stream")
+    total_s: float = Field(default=1800, gt=0, le=86_400, description="seconds from the attempt's start to its end")
+
+
+class PriceEntry(Entry):
+    """What a deployment's tokens cost."""
+
+    input: Usd = Field(default=Decimal(0), description="USD per million input tokens")
+    cached_input: Usd | None = Field(
+        default=None, description="USD per million input tokens read from a cache (default: as input)"
+    )
+    output: Usd = Field(default=Decimal(0), description="USD per million output tokens")
+
+
+class CapabilitiesEntry(Entry):
+    """Corrections to what a deployment's dialect and quirks declare."""
+
+    adds: tuple[str, ...] = Field(default=(), description="request parameters that it can do all the same, by wire name")
+    lacks: tuple[str, ...] = Field(default=(), description="request parameters that it cannot do, by wire name")
+
+
+class DeploymentEntry(Entry):
+    """One place that serves a model: either a local `engine`, or a remote server (`dialect` and `base_url`)."""
+
+    engine: Name | None = Field(default=None, description="name of a local engine")
+    dialect: str | None = Field(default=None, description="wire language of a remote server")
+    quirks: str | None = Field(default=None, description="which server speaks the dialect, where its ways differ")
+    base_url: str | None = Field(default=None, max_length=2048, description="http:// or https:// address, without credentials")
+    model: str = Field(min_length=1, max_length=512, description="the name that the server or engine knows the model by")
+    credential: str | None = Field(default=None, description="reference (env:NAME or file:PATH) to the server's API key")
+    params: Literal["reject", "drop", "forward"] = Field(
+        default="reject",
+        description="what happens to a request parameter that it does not support: a 400, left out, or sent all the same",
+    )
+    capabilities: CapabilitiesEntry = Field(default_factory=CapabilitiesEntry, description="corrections to what it can do")
+    max_in_flight: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="requests in progress there at once (default: no bound)"
+    )
+    timeouts: TimeoutsEntry = Field(default_factory=TimeoutsEntry, description="how long it may take")
+    price: PriceEntry = Field(default_factory=PriceEntry, description="what its tokens cost")
+    keepalive_s: float = Field(
+        default=4, ge=0, le=3600, description="seconds that an idle connection to it is kept for the next request"
+    )
+    early_keepalive_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="seconds of silence before the first token after which status 200 and a comment line are sent, for clients"
+        " behind impatient proxies (default: never)",
+    )
+    template: str | None = Field(
+        default=None, description="path of a chat template (jinja) for dialects that need the prompt rendered by us"
+    )
+    verify_tls: bool = Field(default=True, description="whether its certificate is checked")
+
+
+class DefaultsEntry(Entry):
+    """Sampling parameters used where the request states none."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2, description="randomness; 0 = the likeliest token")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="probability mass to choose from")
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="likeliest tokens to choose from; 0 = all")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="least probability, as a part of the likeliest token's")
+    typical_p: float | None = Field(default=None, gt=0, le=1, description="locally typical sampling")
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="1 = none")
+    repeat_last_n: int | None = Field(
+        default=None, ge=-1, le=1_000_000, description="tokens that the penalties look back; -1 = all"
+    )
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="0 = none")
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, description="0 = none")
+    mirostat: Literal[0, 1, 2] | None = Field(default=None, description="version of mirostat; 0 = off")
+    mirostat_tau: float | None = Field(default=None, ge=0, le=100, description="mirostat's target entropy")
+    mirostat_eta: float | None = Field(default=None, ge=0, le=1, description="mirostat's learning rate")
+    min_tokens: int | None = Field(default=None, ge=0, le=1_000_000, description="tokens before the model may end")
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1, description="of the random choice")
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        default=(), max_length=16, description="texts that end the answer"
+    )
+
+
+class ModelEntry(Entry):
+    """A model as clients know it."""
+
+    tiers: tuple[Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)], ...] = Field(
+        min_length=1, max_length=32, description="lists of deployments; the next list is tried when all of one have failed"
+    )
+    policy: Literal["weighted", "round_robin", "least_busy"] = Field(
+        default="least_busy", description="how one of a tier is chosen"
+    )
+    weights: dict[Name, Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
+        default_factory=dict, description="by deployment, for policy `weighted` (default: 1 each)"
+    )
+    aliases: tuple[Name, ...] = Field(default=(), max_length=256, description="further names of the model")
+    context: int = Field(default=0, ge=0, le=2**24, description="tokens of prompt and answer together; 0 = unknown")
+    default_output_tokens: int = Field(
+        default=1024, ge=1, le=2**24, description="output cap in tokens of a request that states none"
+    )
+    defaults: DefaultsEntry = Field(default_factory=DefaultsEntry, description="sampling where the request states none")
+    owned_by: str = Field(default="switchyard", min_length=1, max_length=128, description="shown by GET /v1/models")
+
+
+class TeamEntry(Entry):
+    """A team: its keys share these limits."""
+
+    models: tuple[Name, ...] | None = Field(default=None, description="models its keys may use (default: all)")
+    limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="shared by all keys of the team")
+
+
+class KeyDefaults(Entry):
+    """What holds for keys that state nothing else."""
+
+    limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="limits of each key that has none of its own")
+
+
+class DeclaredKey(Entry):
+    """A key whose hash stands in the file, so that no minting is needed."""
+
+    name: Name = Field(description="shown in logs and the ledger; unique")
+    hash: Hash = Field(
+        description="sha256: and the SHA-256 of the key in hexadecimal; the key needs 20 random characters or more"
+    )
+    team: Name | None = Field(default=None, description="name of a team")
+    models: tuple[Name, ...] | None = Field(default=None, description="models it may use (default: all that its team may)")
+    limits: tuple[Limit, ...] | None = Field(
+        default=None, max_length=32, description="its own limits (default: keys.default.limits)"
+    )
+    expires: Instant | None = Field(
+        default=None, description="date, or date and time; UTC where no zone is given (default: never)"
+    )
+
+
+class Keys(Entry):
+    """API keys. Minted keys (`switchyard keys new`) live in the ledger's database, not here."""
+
+    default: KeyDefaults = Field(default_factory=KeyDefaults, description="for keys that state nothing else")
+    declared: tuple[DeclaredKey, ...] = Field(default=(), max_length=10_000, description="keys given by hash")
+
+
+class Dynamic(Entry):
+    """Everything that a reload can change."""
+
+    engines: dict[Name, EngineEntry] = Field(default_factory=dict, description="local engines by name")
+    deployments: dict[Name, DeploymentEntry] = Field(default_factory=dict, description="places that serve models, by name")
+    models: dict[Name, ModelEntry] = Field(default_factory=dict, description="models by the name that clients use")
+    teams: dict[Name, TeamEntry] = Field(default_factory=dict, description="teams by name")
+    keys: Keys = Field(default_factory=Keys, description="API keys")

@@ -1,0 +1,179 @@
+"""The static configuration: what only a restart can change. Environment first, then the file, then the default.
+
+An environment variable is the key in capitals with `SWITCHYARD_` before it and `__` between levels:
+`server.workers` is `SWITCHYARD_SERVER__WORKERS`. Lists are JSON. Every field's description begins with its unit where
+it has one; `gateway.config.reference` prints them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "SWITCHYARD_"
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """`127.0.0.1:8080` or `[::1]:8080` as host and port; port 0 lets the system choose.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise ValueError("write host:port, for instance 127.0.0.1:8080 or [::1]:8080")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("the port is a whole number from 0 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def _listen(text: str) -> str:
+    split_listen(text)
+    return text
+
+
+def _origin(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if text != "*" and (scheme not in ("http", "https") or not separator or not rest or "/" in rest):
+        raise ValueError("an origin is scheme://host[:port] without a path, or *")
+    return text
+
+
+Listen = Annotated[str, AfterValidator(_listen)]
+Origin = Annotated[str, AfterValidator(_origin)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Server(Section):
+    """The HTTP side: where it listens and what it bears with."""
+
+    listen: Listen = Field(default="127.0.0.1:8080", description="host:port of the API; port 0 lets the system choose")
+    workers: int = Field(default=1, ge=1, le=256, description="processes that answer requests; more than one needs redis.url")
+    max_body_mb: int = Field(default=32, ge=1, le=1024, description="MiB of a request's body; more is a 413")
+    max_header_fields: int = Field(default=100, ge=8, le=1000, description="header fields of a request; more is a 431")
+    max_head_kb: int = Field(default=32, ge=4, le=1024, description="KiB of a request's line and headers; more is a 431")
+    head_timeout_s: float = Field(
+        default=10, gt=0, le=600, description="seconds within which a head must be complete; else a 408"
+    )
+    body_timeout_s: float = Field(
+        default=10, gt=0, le=600, description="seconds without progress of a request's body; then a 408"
+    )
+    keepalive_s: float = Field(default=75, ge=0, le=3600, description="seconds an idle client connection is kept open")
+    client_stall_s: float = Field(
+        default=30, gt=0, le=3600, description="seconds a client may not read its stream; then it is cut"
+    )
+    drain_s: float = Field(default=60, ge=0, le=3600, description="seconds that open streams get to end after SIGTERM")
+    drain_delay_s: float = Field(
+        default=0, ge=0, le=600, description="seconds between not ready and no longer listening, for load balancers to notice"
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(), description="origins whose browser pages may call the API; empty = none"
+    )
+    run_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of the Unix sockets, mode 0700 (default: `run` in state_dir, or a private folder of the system's"
+        " temporary folder where that path is too long for a socket)",
+    )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        return split_listen(self.listen)
+
+
+class Redis(Section):
+    """Where limits are shared by workers and gateways."""
+
+    url: SecretStr | None = Field(
+        default=None, description="redis:// or rediss:// or unix://, or a reference; without it limits live in the one process"
+    )
+    timeout_ms: int = Field(default=50, ge=1, le=60_000, description="milliseconds that an admission waits for Redis")
+    on_outage: Literal["deny", "allow"] = Field(
+        default="deny", description="what a limit without its own on_outage does while Redis does not answer"
+    )
+
+
+class Ledger(Section):
+    """Where keys and the rows of settled requests are stored."""
+
+    url: SecretStr | None = Field(
+        default=None,
+        description="SQLAlchemy URL with an async driver, or a reference (default: gateway.db in state_dir, SQLite)",
+    )
+    retain_days: int = Field(default=400, ge=1, le=36_500, description="days that ledger rows are kept")
+
+
+class Auth(Section):
+    """How keys are checked."""
+
+    pepper: SecretStr | None = Field(
+        default=None,
+        description="reference to the secret, at least 32 characters, that minted keys are signed with; the same on every"
+        " gateway of a team (default: file `pepper` in state_dir, made at the first start; required when redis.url is set)",
+    )
+
+
+class Metrics(Section):
+    """The Prometheus exporter."""
+
+    listen: Listen = Field(default="127.0.0.1:9464", description="host:port of the metrics, summed over workers")
+    token: SecretStr | None = Field(
+        default=None,
+        description="reference to a bearer token; with it /metrics is served on the API's port too, behind the token",
+    )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        return split_listen(self.listen)
+
+
+class Telemetry(Section):
+    """What the gateway says about itself."""
+
+    metrics: Metrics = Field(default_factory=Metrics, description="the Prometheus exporter")
+    log_format: Literal["json", "text"] = Field(default="json", description="one JSON object or one readable line per event")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least severe event that is written"
+    )
+
+
+class Static(BaseSettings):
+    """Everything that only a restart can change."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, extra="forbid", frozen=True,
+        hide_input_in_errors=True,
+    )  # fmt: skip
+
+    server: Server = Field(default_factory=Server, description="the HTTP side")
+    redis: Redis = Field(default_factory=Redis, description="shared limits")
+    ledger: Ledger = Field(default_factory=Ledger, description="keys and settled requests")
+    auth: Auth = Field(default_factory=Auth, description="how keys are checked")
+    telemetry: Telemetry = Field(default_factory=Telemetry, description="metrics and logs")
+    state_dir: str = Field(
+        default="var",
+        min_length=1,
+        description="folder of what the gateway keeps; relative paths start at the configuration file",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, which comes as init values; nothing else is read."""
+        return env_settings, init_settings

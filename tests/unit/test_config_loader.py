@@ -1,0 +1,305 @@
+import datetime
+from pathlib import Path
+
+import pytest
+
+from gateway.config.embedded import embedded_configuration
+from gateway.config.loader import MAX_RUN_DIR_BYTES, load, parse, restart_needed
+from gateway.config.problems import ConfigError, Problem
+from gateway.config.settings import Configuration
+from gateway.domain.principal import LimitSpec
+from gateway.domain.route import Price, Timeouts
+
+TEAM = """
+server: {listen: "0.0.0.0:8080", workers: 4, cors_origins: ["https://app.example.com"]}
+redis: {url: env:TEST_REDIS_URL, on_outage: allow}
+ledger: {url: "sqlite+aiosqlite:///data/ledger.db"}
+auth: {pepper: file:pepper}
+engines:
+  small: {kind: llamacpp, model: small.gguf, slots: 2, threads: 3}
+deployments:
+  local: {engine: small, model: small-1, max_in_flight: 4}
+  vendor:
+    dialect: openai_compatible
+    base_url: https://api.example.com/v1/
+    model: big-1
+    credential: env:TEST_VENDOR_KEY
+    params: drop
+    capabilities: {adds: [top_k], lacks: [logprobs]}
+    timeouts: {first_event_s: 20}
+    price: {input: 2.50, cached_input: 0.0375, output: 10}
+models:
+  chat: {tiers: [[local], [vendor]], aliases: [gpt-4o-mini], context: 32768, defaults: {temperature: 0.7, stop: [END]}}
+  big: {policy: weighted, tiers: [[vendor, local]], weights: {vendor: 3}}
+teams:
+  research: {models: [gpt-4o-mini], limits: [{tokens: 200000, per: minute}, {concurrent: 32}]}
+keys:
+  default: {limits: [{requests: 120, per: minute, on_outage: deny}]}
+  declared:
+    - {name: ci, hash: "sha256:HASH", team: research, expires: 2027-01-01}
+    - {name: bot, hash: "sha256:HESH", models: [big], limits: [{requests: 1, per: second}], expires: 2027-01-01T00:00:00+01:00}
+""".replace("HASH", "ab" * 32).replace("HESH", "cd" * 32)
+
+
+@pytest.fixture
+def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TEST_REDIS_URL", "redis://:s3cret-pw@redis:6379/0")
+    monkeypatch.setenv("TEST_VENDOR_KEY", " vendor-canary \n")
+    (tmp_path / "pepper").write_text("p" * 64 + "\n")
+    path = tmp_path / "config.yaml"
+    path.write_text(TEAM)
+    return path
+
+
+def problems(text: str, base: Path = Path("/nowhere")) -> tuple[Problem, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), base / "c.yaml")
+    return caught.value.problems
+
+
+def only(text: str) -> Problem:
+    (problem,) = problems(text)
+    return problem
+
+
+def test_a_team_configuration_becomes_a_snapshot(team: Path) -> None:
+    found = load(team)
+    assert found.static.server.address == ("0.0.0.0", 8080)
+    assert found.redis_url == "redis://:s3cret-pw@redis:6379/0"
+    assert not found.embedded
+    assert found.ledger_url == f"sqlite+aiosqlite:///{team.parent}/data/ledger.db"
+    assert found.state_dir == team.parent / "var"
+    snapshot = found.snapshot
+    chat = snapshot.models["chat"]
+    assert snapshot.models["gpt-4o-mini"] is chat
+    assert [[one.id for one in tier] for tier in chat.tiers] == [["local"], ["vendor"]]
+    assert (chat.context, chat.default_output_tokens) == (32768, 1024)
+    assert (chat.defaults.temperature, chat.defaults.stop) == (0.7, ("END",))
+    assert snapshot.models["big"].weights == {"vendor": 3}
+    vendor = snapshot.deployments["vendor"]
+    assert vendor.base_url == "https://api.example.com/v1"
+    assert vendor.credential == "vendor-canary"
+    assert vendor.price == Price(input=2_500_000, cached_input=37_500, output=10_000_000)
+    assert vendor.timeouts == Timeouts(first_event_s=20)
+    assert (vendor.adds, vendor.lacks, vendor.params) == (frozenset({"top_k"}), frozenset({"logprobs"}), "drop")
+    engine = snapshot.engines["small"]
+    assert (engine.model, engine.slots, engine.options["threads"]) == (str(team.parent / "small.gguf"), 2, 3)
+
+
+def test_limits_are_compiled_with_their_owner(team: Path) -> None:
+    snapshot = load(team).snapshot
+    assert snapshot.key_limits == (LimitSpec("key", "requests", 120, 60_000, "deny"),)
+    assert snapshot.teams["research"].limits == (
+        LimitSpec("team:research", "tokens", 200_000, 60_000),
+        LimitSpec("team:research", "slots", 32, 0),
+    )
+
+
+def test_declared_keys(team: Path) -> None:
+    keys = load(team).snapshot.declared_keys
+    ci, bot = keys["ab" * 32], keys["cd" * 32]
+    assert (ci.key_id, ci.team_id, ci.models) == ("ci", "research", None)
+    assert ci.limits == (LimitSpec("key:ci", "requests", 120, 60_000, "deny"),)
+    assert bot.limits == (LimitSpec("key:bot", "requests", 1, 1000),)
+    assert bot.models == frozenset({"big"})
+    assert ci.expires_us is not None and bot.expires_us is not None
+    assert ci.expires_us == int(datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC).timestamp()) * 1_000_000
+    assert ci.expires_us - bot.expires_us == 3600 * 1_000_000
+
+
+def test_an_allow_list_may_name_an_alias(team: Path) -> None:
+    snapshot = load(team).snapshot
+    assert snapshot.teams["research"].models == frozenset({"chat"})
+    assert snapshot.resolve("gpt-4o-mini", snapshot.declared_keys["ab" * 32]).name == "chat"
+
+
+def test_no_secret_is_shown(team: Path) -> None:
+    found = load(team)
+    shown = repr(found) + repr(found.static) + repr(found.snapshot)
+    assert "vendor-canary" not in shown
+    assert "s3cret" not in shown
+    assert "pppp" not in shown
+
+
+def test_the_version_is_the_contents(team: Path) -> None:
+    before = load(team).snapshot.version
+    assert load(team).snapshot.version == before
+    team.write_text(TEAM + "# more\n")
+    assert load(team).snapshot.version != before
+
+
+def test_the_environment_wins_over_the_file(team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWITCHYARD_SERVER__WORKERS", "2")
+    monkeypatch.setenv("SWITCHYARD_TELEMETRY__METRICS__LISTEN", "127.0.0.1:0")
+    monkeypatch.setenv("SWITCHYARD_SERVER__CORS_ORIGINS", '["http://localhost:3000"]')
+    monkeypatch.setenv("SWITCHYARD_REDIS__URL", "redis://other/1")
+    monkeypatch.setenv("SWITCHYARD_PORT", "tcp://10.0.0.1:80")  # what Kubernetes injects for a service of that name
+    found = load(team)
+    assert found.static.server.workers == 2
+    assert found.static.server.listen == "0.0.0.0:8080"
+    assert found.static.server.cors_origins == ("http://localhost:3000",)
+    assert found.static.telemetry.metrics.address == ("127.0.0.1", 0)
+    assert found.redis_url == "redis://other/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key"),
+    [
+        ("SWITCHYARD_SERVER__WORKERS", "many", "SWITCHYARD_SERVER__WORKERS"),
+        ("SWITCHYARD_SERVER__WROKERS", "2", "SWITCHYARD_SERVER__WROKERS"),
+        ("SWITCHYARD_SEVER__WORKERS", "2", "SWITCHYARD_SEVER__WORKERS"),
+        ("SWITCHYARD_SERVER__CORS_ORIGINS", "not json", ""),
+        ("SWITCHYARD_AUTH__PEPPER", "env:NOT_THERE_AT_ALL", "SWITCHYARD_AUTH__PEPPER"),
+    ],
+)
+def test_a_wrong_environment_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, key: str) -> None:
+    monkeypatch.setenv(name, value)
+    problem = only("")
+    assert (problem.file, problem.key) == ("environment", key)
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    found = problems("server: {wrokers: 2}\nmodles: {}\ndeployments: {a: {model: m}}\nkeys: {declared: [{name: x, hash: y}]}\n")
+    assert {(one.key, one.line) for one in found} >= {("server.wrokers", 1), ("modles", 2), ("keys.declared[0].hash", 4)}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("server: {wrokers: 2}", "server.wrokers", "'workers'"),
+        ("sever: {}", "sever", "'server'"),
+        ("models: {m: {tiers: [[a]]}}\nzzz: 1", "zzz", "server"),
+        ("server: {listen: 8080}", "server.listen", "host:port"),
+        ("server: {listen: '8080'}", "server.listen", "host:port"),
+        ("server: {listen: 'h:99999'}", "server.listen", "65535"),
+        ("server: {workers: 4}", "server.workers", "redis.url"),
+        ("server: {cors_origins: [example.com]}", "server.cors_origins[0]", "scheme://"),
+        ("server: {run_dir: %s}" % ("x" * MAX_RUN_DIR_BYTES), "server.run_dir", "too long"),
+        ("redis: {url: 'redis://:pw@h'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "password"),
+        ("redis: {url: 'http://h'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "redis://"),
+        ("redis: {url: 'redis://h'}", "auth.pepper", "same secret"),
+        ("auth: {pepper: literal-literal-literal-literal-literal}", "auth.pepper", "env:NAME"),
+        ("auth: {pepper: env:TEST_SHORT}", "auth.pepper", "too short"),
+        ("auth: {pepper: env:TEST_EMPTY}", "auth.pepper", "not set or empty"),
+        ("auth: {pepper: file:nowhere}", "auth.pepper", "cannot be read"),
+        ("telemetry: {metrics: {token: env:TEST_SHORT}}", "telemetry.metrics.token", "too short"),
+        ("ledger: {url: 'mysql+aiomysql://h/d'}", "ledger.url", "postgresql"),
+        ("ledger: {url: 'sqlite:///x.db'}", "ledger.url", "aiosqlite"),
+        ("ledger: {url: 'sqlite+aiosqlite:///:memory:'}", "ledger.url", "file"),
+        ("ledger: {url: 'postgresql+asyncpg://u:p@h/d'}", "ledger.url", "password"),
+        ("teams: {t: {limits: [{usd: 300, per: month}]}}", "teams.t.limits[0]", "not supported yet"),
+        ("teams: {t: {limits: [{tokens: 1, per: month}]}}", "teams.t.limits[0]", "not supported yet"),
+        ("teams: {t: {limits: [{tokens: 1}]}}", "teams.t.limits[0]", "per"),
+        ("teams: {t: {limits: [{concurrent: 1, per: minute}]}}", "teams.t.limits[0]", "per"),
+        ("teams: {t: {limits: [{tokens: 1, requests: 1, per: minute}]}}", "teams.t.limits[0]", "exactly one"),
+        ("teams: {t: {limits: [{tokens: -1, per: minute}]}}", "teams.t.limits[0].tokens", "greater"),
+        (f"teams: {{t: {{limits: [{{tokens: {2**53 + 1}, per: minute}}]}}}}", "teams.t.limits[0].tokens", "less"),
+        ("teams: {'a b': {}}", "teams.a b", "characters"),
+        ("teams: {t: {models: [nope]}}", "teams.t.models[0]", "'nope'"),
+        ("keys: {declared: [{name: a, hash: 'sha256:XX'}]}", "keys.declared[0].hash", "64"),
+        ("keys: {declared: [{name: a, hash: 'sha256:%s', team: z}]}" % ("0" * 64), "keys.declared[0].team", "'z'"),
+        ("engines: {e: {model: m.gguf}}", "engines.e", "no deployment"),
+        ("deployments: {d: {model: m}}", "deployments.d", "neither"),
+        ("deployments: {d: {model: m, engine: e}}", "deployments.d.engine", "'e'"),
+        ("deployments: {d: {model: m, dialect: openai_compatible}}", "deployments.d.base_url", "missing"),
+        ("deployments: {d: {model: m, dialect: openai_compatible, base_url: 'ftp://h'}}", "deployments.d.base_url", "http"),
+        (
+            "deployments: {d: {model: m, dialect: openai_compatible, base_url: 'http://u:p@h'}}",
+            "deployments.d.base_url",
+            "credential",
+        ),
+        (
+            "deployments: {d: {model: m, dialect: openai_compatible, base_url: 'http://h?x=1'}}",
+            "deployments.d.base_url",
+            "query",
+        ),
+        ("deployments: {d: {model: m, dialect: openai_compatible, base_url: 'http://h:x'}}", "deployments.d.base_url", "valid"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch, text: str, key: str, words: str) -> None:
+    monkeypatch.setenv("TEST_PEPPER", "p" * 32)
+    monkeypatch.setenv("TEST_SHORT", "short-canary")
+    monkeypatch.setenv("TEST_EMPTY", " ")
+    found = [one for one in problems(text) if one.key == key]
+    assert found, problems(text)
+    assert words in str(found[0])
+    assert "canary" not in str(found[0])
+
+
+REMOTE = "{dialect: openai_compatible, base_url: 'http://h/v1', model: m%s}"
+
+
+@pytest.mark.parametrize(
+    ("models", "key", "words"),
+    [
+        ("m: {tiers: [[alpa]]}", "models.m.tiers[0][0]", "'alpha'"),
+        ("m: {tiers: [[alpha, alpha]]}", "models.m.tiers[0][1]", "twice"),
+        ("m: {tiers: []}", "models.m.tiers", "at least 1"),
+        ("m: {tiers: [[]]}", "models.m.tiers[0]", "at least 1"),
+        ("m: {tiers: [[alpha]], weights: {alpa: 2}, policy: weighted}", "models.m.weights.alpa", "'alpha'"),
+        ("m: {tiers: [[alpha]], weights: {alpha: 2}}", "models.m.weights", "weighted"),
+        ("m: {tiers: [[alpha]], aliases: [m]}", "models.m.aliases[0]", "taken"),
+        ("m: {tiers: [[alpha]], aliases: [n]}\n  n: {tiers: [[alpha]]}", "models.m.aliases[0]", "taken"),
+        ("m: {tiers: [[alpha]], defaults: {max_tokens: 3}}", "models.m.defaults.max_tokens", "no such key"),
+        ("m: {tiers: [[alpha]], defaults: {temperature: 3}}", "models.m.defaults.temperature", "less"),
+        ("m: {tiers: [[alpha]], context: 512}", "models.m.default_output_tokens", "512"),
+    ],
+)
+def test_models_are_cross_checked(models: str, key: str, words: str) -> None:
+    found = problems(f"deployments:\n  alpha: {REMOTE % ''}\nmodels:\n  {models}\n")
+    assert key in [one.key for one in found]
+    assert words in "\n".join(str(one) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        (", engine: e", "dialect"),
+        (", price: {input: -1}", "price.input"),
+        (", price: {input: 0.0000001}", "price.input"),
+        (", credential: sk-literal-canary", "credential"),
+        (", credential: env:NOT_THERE_AT_ALL", "credential"),
+        (", template: nowhere.jinja", "template"),
+        (", capabilities: {adds: [tpo_k]}", "capabilities.adds"),
+        (", capabilities: {adds: [top_k], lacks: [top_k]}", "capabilities"),
+        (", params: dorp", "params"),
+        (", timeouts: {total_s: 0}", "timeouts.total_s"),
+    ],
+)
+def test_deployments_are_checked(extra: str, key: str) -> None:
+    found = problems(f"deployments:\n  d: {REMOTE % extra}\n")
+    assert f"deployments.d.{key}" in [one.key for one in found]
+    assert "canary" not in "\n".join(str(one) for one in found)
+
+
+def test_two_declared_keys_may_not_be_the_same() -> None:
+    one = "{name: a, hash: 'sha256:%s'}" % ("0" * 64)
+    keys = {found.key for found in problems(f"keys: {{declared: [{one}, {one}]}}")}
+    assert keys == {"keys.declared[1].name", "keys.declared[1].hash"}
+
+
+def test_the_embedded_default_is_sound(tmp_path: Path) -> None:
+    found: Configuration = embedded_configuration(tmp_path)
+    assert found.embedded and found.file is None
+    assert found.static.server.address == ("127.0.0.1", 8080)
+    assert set(found.snapshot.models) == {"chat", "embed"}
+    assert found.snapshot.engines["embed"].options["embedding"] is True
+    assert found.snapshot.engines["chat"].model.startswith(str(tmp_path))
+
+
+def test_a_long_state_dir_still_has_short_sockets(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 90)
+    found = embedded_configuration(deep)
+    assert len(str(found.run_dir)) <= MAX_RUN_DIR_BYTES
+    assert found.run_dir != embedded_configuration(tmp_path / ("e" * 90)).run_dir
+
+
+def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_a_reload_names_what_needs_a_restart(team: Path) -> None:
+    before = load(team).static
+    team.write_text(TEAM.replace("workers: 4", "workers: 2").replace("data/ledger.db", "other.db"))
+    assert restart_needed(before, load(team).static) == ["ledger.url", "server.workers"]
