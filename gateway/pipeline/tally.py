@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backends.core.errors import GatewayError
-from backends.core.events import Event, Finish, Item, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
+from backends.core.events import Event, Failure, Finish, Item, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
 from backends.core.usage import Usage
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
@@ -35,6 +35,7 @@ class Tally:
     """
 
     __slots__ = (
+        "admitting",
         "attempts",
         "began_us",
         "began_wall_us",
@@ -47,6 +48,7 @@ class Tally:
         "finished_choices",
         "first_event_us",
         "id",
+        "imposed_cap",
         "input_estimate",
         "itl_buckets",
         "itl_sum_us",
@@ -75,6 +77,8 @@ class Tally:
         self.reservation: Reservation | None = None
         self.attempts: list[AttemptRecord] = []
         self.input_estimate = 0
+        self.imposed_cap = 0
+        self.admitting = False
         self.limiter_us = 0
         self.queue_us = 0
         self.first_event_us = 0
@@ -96,9 +100,10 @@ class Tally:
         """The deployment that answered, or the last one tried."""
         return self.attempts[-1].deployment if self.attempts else None
 
-    def observe(self, batch: Sequence[Event], now_us: int) -> None:
-        """Count a batch of events that arrived at `now_us`; one inter-token gap per batch, spread over its deltas."""
+    def observe(self, batch: Sequence[Event], now_us: int) -> Failure | None:
+        """Count a batch of events that arrived at `now_us` (one inter-token gap a batch); its Failure, if it ends in one."""
         fresh = 0
+        failure: Failure | None = None
         for event in batch:
             kind = type(event)
             if kind is TextDelta or kind is ReasoningDelta or kind is RefusalDelta:
@@ -113,8 +118,10 @@ class Tally:
                 self.finished_choices += 1
             elif kind is Usage:
                 self.usage = event  # type: ignore[assignment]
+            elif kind is Failure:
+                failure = event  # type: ignore[assignment]
         if not fresh:
-            return
+            return failure
         if not self.first_event_us:
             self.first_event_us = now_us
         else:
@@ -128,6 +135,7 @@ class Tally:
             self.itl_buckets[bucket] += 1
         self.last_event_us = now_us
         self.deltas += fresh
+        return failure
 
     def fail(self, error: GatewayError, outcome: Outcome) -> None:
         """The request ends with this error."""

@@ -1,0 +1,156 @@
+"""The one attempt loop: try deployments in order until one says something; after that the choice is final."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+
+import msgspec
+
+from backends.core.contracts import Batches
+from backends.core.errors import BackendError, GatewayError, NoDeployment, Overloaded, UpstreamTimeout, UpstreamTruncated
+from backends.core.events import Event, Failure, Started
+from backends.core.request import Job
+from gateway.gate.protocol import Gate, GatedDeployment, Slot
+from gateway.pipeline.clock import monotonic_us
+from gateway.pipeline.tally import AttemptRecord, Tally
+from gateway.routing.catalog import Place
+
+
+class Attempts:
+    """The batches of the first deployment that answers. An async context manager and async iterator, single use.
+
+    Entering tries deployments until the first batch with content; leaving releases the gate's slot and closes the
+    backend's stream by synchronous effects only.
+    """
+
+    def __init__(self, job: Job, tiers: Sequence[Sequence[Place]], gate: Gate, tally: Tally, max_wait_s: float) -> None:
+        self._job = job
+        self._tiers = tiers
+        self._gate = gate
+        self._tally = tally
+        self._max_wait_s = max_wait_s
+        self._held: Sequence[Event] | None = None
+        self._stream: Batches | None = None
+        self._opened: AbstractAsyncContextManager[Batches] | None = None
+        self._slot: Slot | None = None
+        self._place: Place | None = None
+
+    async def __aenter__(self) -> Attempts:
+        """Find the deployment that answers.
+
+        Raises:
+            GatewayError: the last attempt's error, when none answered.
+        """
+        last: GatewayError = NoDeployment("No deployment of this model is available.")
+        for tier in self._tiers:
+            left = list(tier)
+            while left:
+                try:
+                    place = await self._take(left)
+                except Overloaded as error:
+                    last = error
+                    break
+                left.remove(place)
+                error_or_none = await self._attempt(place)
+                if error_or_none is None:
+                    return self
+                last = error_or_none
+                if not last.retriable:
+                    raise last
+        raise last
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave; an unfinished upstream answer is cut at once."""
+        await self._leave(kind, error, trace)
+
+    def __aiter__(self) -> Attempts:
+        return self
+
+    async def __anext__(self) -> Sequence[Event]:
+        held = self._held
+        if held is not None:
+            self._held = None
+            return held
+        assert self._stream is not None
+        return await self._stream.__anext__()
+
+    async def _take(self, left: Sequence[Place]) -> Place:
+        """The place to try next: the first one, or, when it is gated, whichever gated one has a slot first."""
+        first = left[0]
+        if first.deployment.max_in_flight is None:
+            return first
+        gated = [
+            GatedDeployment(place.deployment.id, place.deployment.max_in_flight)
+            for place in left
+            if place.deployment.max_in_flight is not None
+        ]
+        principal = self._tally.principal
+        assert principal is not None
+        began = monotonic_us()
+        try:
+            self._slot = await self._gate.acquire(self._tally.id, principal.key_id, gated, self._max_wait_s)
+        finally:
+            self._tally.queue_us += monotonic_us() - began
+        return next(place for place in left if place.deployment.id == self._slot.deployment)
+
+    async def _attempt(self, place: Place) -> BackendError | None:
+        """One try; None when the first batch is held. A failed try has left no trace but its record."""
+        tally = self._tally
+        record = AttemptRecord(place.deployment, monotonic_us())
+        tally.attempts.append(record)
+        place.busy += 1
+        self._place = place
+        failure: BackendError
+        try:
+            async with asyncio.timeout(place.deployment.timeouts.first_event_s):
+                job = msgspec.structs.replace(self._job, model=place.deployment.model)
+                self._opened = place.backend.open(job)
+                self._stream = await self._opened.__aenter__()
+                self._held = await _peek(self._stream)
+        except TimeoutError:
+            failure = UpstreamTimeout("The model did not begin to answer in time.", detail=place.deployment.id)
+        except BackendError as error:
+            failure = error
+        except BaseException as error:
+            await self._leave(type(error), error, None)
+            raise
+        else:
+            record.ended_us = monotonic_us()
+            place.record(None, record.ended_us)
+            return None
+        record.error = failure
+        record.ended_us = monotonic_us()
+        place.record(failure, record.ended_us)
+        await self._leave(type(failure), failure, None)
+        return failure
+
+    async def _leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        place, slot, opened, stream = self._place, self._slot, self._opened, self._stream
+        self._place = self._slot = self._opened = self._stream = None
+        if place is not None:
+            place.busy -= 1
+        try:
+            if opened is not None and stream is not None:
+                await opened.__aexit__(kind, error, trace)
+        finally:
+            if slot is not None:
+                slot.release()
+
+
+async def _peek(stream: Batches) -> Sequence[Event]:
+    """Hold events until one carries content: a polite `Started` is no reason to commit status 200."""
+    held: list[Event] = []
+    async for batch in stream:
+        held.extend(batch)
+        for event in batch:
+            kind = type(event)
+            if kind is Failure:
+                raise BackendError.of(event)  # type: ignore[arg-type]  # nothing was sent yet: free to fall back
+            if kind is not Started:
+                return held
+    raise UpstreamTruncated("The model's answer was empty.")

@@ -1,0 +1,70 @@
+"""Admission maths: what a request may cost before it runs, and what an interrupted one did cost. Pure.
+
+The prompt estimate is an upper bound for text of any language with byte-level tokenizers of usual compression:
+max(UTF-8 bytes / 2, 1) + 8 per message (docs/limits.md states the bound and the metric that shows overruns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from backends.core.request import GenerationRequest, Job, Sampling
+from backends.core.usage import Usage
+from gateway.domain.principal import LimitSpec
+from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, largest_output
+from gateway.protocols.contract import Call
+
+_TOKENS_PER_MESSAGE = 8
+
+
+def input_bound(call: Call) -> int:
+    """An upper estimate of the prompt's tokens."""
+    return max(-(-call.text_bytes // 2), 1) + call.token_count + _TOKENS_PER_MESSAGE * call.items
+
+
+def output_cap(job: Job, default: int, context: int, prompt: int, limits: Iterable[LimitSpec]) -> int:
+    """The cap that we decide when the client stated none, tokens per choice.
+
+    The smallest of the model's default, what the context leaves, and what a whole token limit leaves after the
+    prompt; never under `LEAST_OUTPUT_TOKENS`.
+    """
+    if not isinstance(job, GenerationRequest):
+        return 0
+    bounds = [default]
+    if context:
+        bounds.append(context - prompt)
+    whole = largest_output(limits, Demand(prompt, choices=job.choices))
+    if whole is not None:
+        bounds.append(whole)
+    return max(min(bounds), LEAST_OUTPUT_TOKENS)
+
+
+def with_cap(job: Job, cap: int) -> Job:
+    """The job with this output cap."""
+    if not isinstance(job, GenerationRequest):
+        return job
+    return msgspec.structs.replace(job, sampling=msgspec.structs.replace(job.sampling, max_tokens=cap))
+
+
+def with_defaults(job: Job, defaults: Sampling) -> Job:
+    """The job with the route's sampling defaults where the client stated nothing."""
+    if not isinstance(job, GenerationRequest) or defaults == _NOTHING:
+        return job
+    changes = {
+        name: getattr(defaults, name)
+        for name in Sampling.__struct_fields__
+        if getattr(defaults, name) not in (None, ()) and getattr(job.sampling, name) in (None, ())
+    }
+    return msgspec.structs.replace(job, sampling=msgspec.structs.replace(job.sampling, **changes))
+
+
+def generated(call: Call, deltas: int, delta_bytes: int) -> Usage:
+    """Usage that no backend reported: output max(deltas, bytes / 4), input bytes / 4; marked `estimated`."""
+    prompt = max(-(-call.text_bytes // 4), 1) + call.token_count + _TOKENS_PER_MESSAGE // 2 * call.items
+    output = max(deltas, -(-delta_bytes // 4)) if isinstance(call.job, GenerationRequest) else 0
+    return Usage(prompt, output, source="estimated")
+
+
+_NOTHING = Sampling()

@@ -1,0 +1,48 @@
+"""What the pipeline is given: the parts of one worker, wired once by `gateway.app`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import msgspec
+
+from gateway.config.snapshot import Snapshot
+from gateway.domain.principal import Principal
+from gateway.gate.protocol import Gate
+from gateway.limits.store import LimitStore
+from gateway.pipeline.open_requests import OpenRequests
+from gateway.pipeline.settler import Settler
+from gateway.routing.catalog import Catalog
+
+
+class Authenticates(Protocol):
+    """Finds the principal of a request's headers."""
+
+    async def authenticate(self, headers: Sequence[tuple[bytes, bytes]], now_us: int) -> Principal:
+        """Raises NotAuthenticated (401) or BadRequest (two different keys)."""
+
+
+class View(msgspec.Struct, frozen=True):
+    """One configuration, compiled and connected. A request uses one view from its first to its last byte."""
+
+    snapshot: Snapshot
+    catalog: Catalog
+    max_body_bytes: int
+    max_wait_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """The parts of one worker. `lease_ms`: how long a slot outlives a worker that died."""
+
+    view: Callable[[], View]
+    auth: Authenticates
+    limits: LimitStore
+    gate: Gate
+    settler: Settler
+    open_requests: OpenRequests
+    report_bug: Callable[[str, BaseException], None]
+    on_outage: Literal["deny", "allow"] = "deny"
+    lease_ms: int = 15_000

@@ -1,0 +1,92 @@
+"""The requests that are open in this worker: for lease renewal, keep-alive comments and the end of a drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from backends.core.errors import GatewayError
+from gateway.domain.settlement import Progress
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.tally import Tally
+
+#: Silence after which a stream gets a comment line.
+KEEPALIVE_US = 15_000_000
+
+
+class Entry:
+    """One open request."""
+
+    __slots__ = ("_reason", "_task", "exchange", "tally", "told_us")
+
+    def __init__(self, tally: Tally, exchange: Exchange, task: asyncio.Task[object]) -> None:
+        self.tally = tally
+        self.exchange = exchange
+        self.told_us = 0
+        self._task = task
+        self._reason: GatewayError | None = None
+
+    def interrupt(self, reason: GatewayError) -> None:
+        """End the request with this error, wherever it waits. A second call changes nothing."""
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    def interruption(self) -> GatewayError | None:
+        """The error to raise in place of a cancellation that `interrupt` caused; None: the client left."""
+        if self._reason is not None and self._task.uncancel() == 0:
+            return self._reason
+        return None
+
+
+class OpenRequests:
+    """All open requests of a worker."""
+
+    def __init__(self) -> None:
+        self._entries: set[Entry] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @contextmanager
+    def entered(self, tally: Tally, exchange: Exchange) -> Iterator[Entry]:
+        """Count a request as open for the length of the block; must run in the request's own task."""
+        task = asyncio.current_task()
+        assert task is not None
+        entry = Entry(tally, exchange, task)
+        self._entries.add(entry)
+        try:
+            yield entry
+        finally:
+            self._entries.discard(entry)
+
+    def interrupt(self, reason: GatewayError) -> None:
+        """End every open request with this error."""
+        for entry in list(self._entries):
+            entry.interrupt(reason)
+
+    def progress(self) -> list[Progress]:
+        """The live reservations that hold something, for `LimitStore.renew`."""
+        live: list[Progress] = []
+        for entry in self._entries:
+            reservation = entry.tally.reservation
+            if reservation is not None and not entry.tally.settled:
+                slots = tuple(rule.name for rule in reservation.rules if rule.kind == "lease")
+                live.append(Progress(reservation.id, slots, entry.tally.deltas))
+        return live
+
+    def keep_alive(self, now_us: int) -> None:
+        """Write a comment to each stream that was silent too long. Called about once a second."""
+        for entry in self._entries:
+            tally = entry.tally
+            if tally.call is None or not tally.call.options.stream or not tally.attempts:
+                continue
+            early_s = tally.attempts[-1].deployment.early_keepalive_s
+            if not entry.exchange.started:
+                if early_s is None or now_us - tally.began_us < early_s * 1_000_000:
+                    continue
+                entry.exchange.content_type = b"text/event-stream"
+            if now_us - max(tally.last_event_us, entry.told_us, tally.began_us) >= KEEPALIVE_US or not entry.exchange.started:
+                entry.told_us = now_us
+                entry.exchange.comment()

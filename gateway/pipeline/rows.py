@@ -1,0 +1,98 @@
+"""The ledger rows of one request: what it shows if nobody settles it, and what it came to. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from backends.core.usage import Usage
+from gateway.domain.money import cost_nusd
+from gateway.domain.route import Route
+from gateway.domain.settlement import LedgerRow, Rule, Settlement
+from gateway.pipeline.estimate import generated
+from gateway.pipeline.tally import Tally
+from gateway.protocols.contract import Call
+
+_NOTHING = Usage(0, 0, source="estimated")
+#: Errors of requests that no model was ever given: their request charge is returned too.
+_RETURNED = frozenset({"overloaded", "no_deployment", "draining", "model_loading"})
+
+
+def opening_row(tally: Tally, call: Call, route: Route) -> LedgerRow:
+    """What the ledger shows of a request that nobody ever settles."""
+    principal = tally.principal
+    assert principal is not None
+    return LedgerRow(
+        id=tally.id,
+        admitted_us=tally.began_wall_us,
+        settled_us=0,
+        key_id=principal.key_id,
+        team_id=principal.team_id,
+        org_id=principal.org_id,
+        user=principal.user,
+        model=route.name,
+        deployment="",
+        protocol=tally.protocol,
+        outcome="abandoned",
+        status=0,
+        streamed=call.options.stream,
+        input_tokens=tally.input_estimate,
+        cached_input_tokens=0,
+        output_tokens=0,
+        reasoning_tokens=0,
+        usage_source="estimated",
+        cost_nusd=0,
+        attempts=0,
+        ttft_us=0,
+        duration_us=0,
+    )
+
+
+def usage_of(tally: Tally) -> Usage:
+    """What to bill: the reported usage, else what was really generated, else nothing at all."""
+    if tally.usage is not None:
+        return tally.usage
+    if tally.call is None or not tally.deltas:
+        return _NOTHING
+    return generated(tally.call, tally.deltas, tally.delta_bytes)
+
+
+def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
+    """The settlement of an admitted request."""
+    reservation, call, route = tally.reservation, tally.call, tally.route
+    assert reservation is not None and route is not None
+    usage = usage_of(tally)
+    deployment = tally.deployment
+    price = deployment.price if deployment is not None else None
+    cost = cost_nusd(usage, price) if price is not None else 0
+    returned = tally.error is not None and not tally.deltas and tally.error.code in _RETURNED
+    actual = tuple(_actual(rule, usage, cost, returned) for rule in reservation.rules)
+    template = opening_row(tally, call, route) if call is not None else None
+    assert template is not None
+    row: LedgerRow = msgspec.structs.replace(
+        template,
+        admitted_us=reservation.admitted_us,
+        settled_us=now_wall_us,
+        deployment=deployment.id if deployment is not None else "",
+        outcome=tally.outcome,
+        status=tally.status,
+        input_tokens=usage.input_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        usage_source=usage.source if usage is not _NOTHING else "none",
+        cost_nusd=cost,
+        attempts=len(tally.attempts),
+        ttft_us=tally.first_event_us - tally.began_us if tally.first_event_us else 0,
+        duration_us=now_us - tally.began_us,
+    )
+    return Settlement(reservation, actual, row)
+
+
+def _actual(rule: Rule, usage: Usage, cost: int, returned: bool) -> int:
+    if rule.unit == "requests":
+        return 0 if returned else rule.cost
+    if rule.unit == "tokens":
+        return usage.total_tokens
+    if rule.unit == "nusd":
+        return cost
+    return 0

@@ -1,0 +1,116 @@
+"""Answer one exchange. Every path out hands its tally to the settler exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+from backends.core.errors import (
+    BackendError,
+    BadRequest,
+    Draining,
+    GatewayError,
+    InternalError,
+    UpstreamRejected,
+    UpstreamTruncated,
+)
+from backends.core.request import GenerationRequest
+from gateway.domain.ids import uuid7
+from gateway.domain.settlement import Outcome
+from gateway.limits.headers import limit_headers
+from gateway.pipeline.admission import admit
+from gateway.pipeline.attempts import Attempts
+from gateway.pipeline.clock import monotonic_us, wall_us
+from gateway.pipeline.estimate import generated
+from gateway.pipeline.exchange import BodyTooLarge, Exchange
+from gateway.pipeline.house import House
+from gateway.pipeline.tally import Tally
+from gateway.protocols.contract import ClientProtocol, Identity
+
+
+async def serve(x: Exchange, protocol: ClientProtocol, house: House) -> None:
+    """Answer one exchange: a status and body, or a stream, or an error in the protocol's envelope.
+
+    Cancelling the task means that the client left; `OpenRequests.interrupt` ends it with an error instead.
+    """
+    now_wall_us = wall_us()
+    tally = Tally(uuid7(now_wall_us // 1000, secrets.randbits(80)), protocol.name, monotonic_us(), now_wall_us)
+    x.response_headers.append((b"x-request-id", tally.id.encode()))
+    try:
+        with house.open_requests.entered(tally, x) as entry:
+            try:
+                await _answer(x, protocol, house, tally)
+            except asyncio.CancelledError:
+                if (interruption := entry.interruption()) is None:
+                    raise
+                raise interruption from None
+    except GatewayError as error:
+        tally.fail(error, outcome_of(error))
+        await _fail(x, protocol, error)
+    except (asyncio.CancelledError, ConnectionError) as gone:
+        tally.cancel()
+        if isinstance(gone, asyncio.CancelledError):
+            raise
+    except Exception as bug:
+        house.report_bug(tally.id, bug)
+        internal = InternalError.of(bug)
+        tally.fail(internal, "gateway_error")
+        await _fail(x, protocol, internal)
+    finally:
+        tally.ended_us = monotonic_us()
+        house.settler.submit(tally)
+
+
+async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Tally) -> None:
+    """The way of a request, in one direction: key, body, route, deposit, attempts, stream, settlement."""
+    if x.draining:
+        raise Draining("The gateway is shutting down; try again.", retry_after_ms=1000)
+    view = house.view()  # pinned: the configuration never moves under a stream
+    tally.client_request_id = x.header(b"x-request-id") or ""
+    principal = tally.principal = await house.auth.authenticate(x.headers, tally.began_wall_us)  # 401, before the body
+    tally.call = call = protocol.parse(await x.body(view.max_body_bytes))  # 400 | 413
+    route = tally.route = view.snapshot.resolve(call.job.model, principal)  # 404, before anything is charged
+    tiers = view.catalog.plan(route, call.job, tally.began_us)  # 400: no deployment can
+    tally.call = call = await admit(house, view, call, tally)  # 429
+    if tally.reservation is not None:
+        x.response_headers += limit_headers(tally.reservation.states)
+    if tally.imposed_cap:
+        x.response_headers.append((b"x-switchyard-output-cap", str(tally.imposed_cap).encode()))
+    async with Attempts(call.job, tiers, house.gate, tally, view.max_wait_s) as stream:
+        encoder = protocol.encoder(call, Identity(tally.id.replace("-", ""), tally.began_wall_us // 1_000_000, call.job.model))
+        x.content_type = encoder.content_type.encode()
+        async for batch in stream:
+            failure = tally.observe(batch, monotonic_us())
+            if data := encoder.feed(batch[:-1] if failure else batch):
+                await x.send(data)
+            if failure:
+                raise BackendError.of(failure)
+        if isinstance(call.job, GenerationRequest) and tally.finished_choices < call.job.choices:
+            raise UpstreamTruncated("The model's answer ended early.")
+        if tally.usage is None:
+            tally.usage = generated(call, tally.deltas, tally.delta_bytes)
+            encoder.feed((tally.usage,))
+        last = encoder.close()
+        await house.settler.settled(tally)  # the slot is back before the client knows
+        await x.finish(last)
+
+
+async def _fail(x: Exchange, protocol: ClientProtocol, error: GatewayError) -> None:
+    """Tell the client, unless it is gone."""
+    states = getattr(error, "states", ())
+    if states:
+        x.response_headers += limit_headers(states)
+    with contextlib.suppress(ConnectionError):
+        await x.fail(error, protocol.error(error, in_stream=x.started))
+
+
+def outcome_of(error: GatewayError) -> Outcome:
+    """How an error is counted."""
+    if isinstance(error, Draining):
+        return "drained"
+    if isinstance(error, (BadRequest, BodyTooLarge, UpstreamRejected)):
+        return "client_error"
+    if isinstance(error, BackendError):
+        return "upstream_error"
+    return "refused" if error.status < 500 else "gateway_error"

@@ -1,0 +1,44 @@
+"""The one settlement point: every tally ends here, once, whatever happened to its request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from gateway.limits.store import LimitStore
+from gateway.pipeline.clock import monotonic_us, wall_us
+from gateway.pipeline.rows import settlement
+from gateway.pipeline.tally import Tally
+
+
+class Settler:
+    """Turns tallies into settlements and observations. Handing over is synchronous and happens once."""
+
+    def __init__(self, store: LimitStore, observe: Callable[[Tally], None], last_write_wait_s: float = 0.005) -> None:
+        self._store = store
+        self._observe = observe
+        self._wait_s = last_write_wait_s
+
+    async def settled(self, tally: Tally) -> None:
+        """Hand over before the last bytes are written and wait for the store, but no longer than 5 ms."""
+        taken = self._hand_over(tally)
+        if taken is None:
+            return
+        future = asyncio.ensure_future(taken)  # noqa: TID251  # the store's own future, not a new task
+        if not future.done():
+            await asyncio.wait((future,), timeout=self._wait_s)
+
+    def submit(self, tally: Tally) -> None:
+        """The request is over. Settles what was not settled yet, and lets metrics and log see it. Never awaits."""
+        self._hand_over(tally)
+        self._observe(tally)
+
+    def _hand_over(self, tally: Tally) -> Awaitable[bool] | None:
+        if tally.settled:
+            return None
+        if tally.reservation is None:
+            if tally.admitting:
+                self._store.void(tally.id)
+            return None
+        tally.settled = True
+        return self._store.settle(settlement(tally, wall_us(), monotonic_us()))

@@ -1,0 +1,273 @@
+"""The way of a request through the pipeline, over fakes: every way out settles exactly once."""
+
+import asyncio
+import json
+
+import pytest
+
+from backends.core.errors import Draining, GatewayError, Overloaded, UpstreamRejected, UpstreamTruncated, UpstreamUnavailable
+from backends.core.events import Failure, Finish, Started, TextDelta
+from backends.core.usage import Usage
+from gateway.domain.principal import LimitSpec, Principal
+from gateway.domain.route import Deployment, Price, Timeouts
+from gateway.domain.settlement import RuleState
+from gateway.limits.store import LimitExceeded
+from gateway.pipeline.serve import serve
+from tests.fakes import FakeBackend, FakeExchange, FakeHouse, FakeProtocol
+
+HELLO = ([Started("up")], [TextDelta("Hel")], [TextDelta("lo"), Finish("stop")], [Usage(5, 2)])
+
+
+def place(*batches, id="d", **changes):
+    return (Deployment(id, f"up-{id}", **changes), FakeBackend(*batches))
+
+
+def body(**fields):
+    return json.dumps({"model": "m", **fields}).encode()
+
+
+async def run(house, **fields):
+    x = FakeExchange(body(**fields))
+    await serve(x, FakeProtocol(), house.house)
+    assert len(house.seen) == 1, "every way out is observed exactly once"
+    assert len(house.store.settled) == len(house.store.admitted), "every admission is settled exactly once"
+    assert house.gate.held == 0
+    assert len(house.open_requests) == 0
+    assert all(one.busy == 0 for one in house.catalog.places.values())
+    return x
+
+
+async def test_a_unary_answer():
+    house = FakeHouse([[place(*HELLO)]])
+    x = await run(house)
+    assert (x.sent, x.finished, x.error) == ([], b"Hello<usage><end>", None)
+    row = house.store.settled[0].row
+    assert (row.outcome, row.status, row.input_tokens, row.output_tokens, row.usage_source) == ("ok", 200, 5, 2, "reported")
+    assert dict(x.response_headers)[b"x-request-id"].decode() == row.id == house.seen[0].id
+
+
+async def test_a_streamed_answer_is_sent_batch_by_batch():
+    house = FakeHouse([[place(*HELLO)]])
+    x = await run(house, stream=True)
+    assert x.sent == [b"Hel", b"lo", b"<usage>"]
+    assert x.finished == b"<end>"
+    assert house.seen[0].deltas == 2
+
+
+async def test_the_upstream_name_of_the_model_goes_upstream():
+    house = FakeHouse([[place(*HELLO)]])
+    await run(house)
+    assert house.catalog.places["d"].backend.jobs[0].model == "up-d"
+
+
+async def test_the_next_deployment_is_tried_before_the_first_event():
+    ill = place(UpstreamUnavailable("down"), id="a")
+    polite = place([Started("x")], [Failure("overloaded", "busy")], id="b")
+    house = FakeHouse([[ill], [polite], [place(*HELLO, id="c")]])
+    x = await run(house)
+    assert x.finished == b"Hello<usage><end>"
+    assert [attempt.deployment.id for attempt in house.seen[0].attempts] == ["a", "b", "c"]
+    assert house.store.settled[0].row.deployment == "c"
+    assert polite[1].closed == ill[1].closed == 1
+
+
+async def test_a_request_the_backend_rejects_is_not_tried_elsewhere():
+    second = place(*HELLO, id="b")
+    house = FakeHouse([[place(UpstreamRejected("bad schema", param="tools"), id="a")], [second]])
+    x = await run(house)
+    assert (x.error.status, x.error.param) == (400, "tools")
+    assert second[1].jobs == []
+    assert house.store.settled[0].row.outcome == "client_error"
+    assert house.store.settled[0].row.output_tokens == 0
+
+
+async def test_a_failure_after_the_first_event_is_an_event_of_the_stream():
+    second = place(*HELLO, id="b")
+    house = FakeHouse([[place([TextDelta("par")], [TextDelta("t"), Failure("truncated", "cut")], id="a")], [second]])
+    x = await run(house, stream=True)
+    assert x.sent == [b"par", b"t"]
+    assert x.finished is None
+    assert x.error_body == b"event:stream_truncated"
+    assert second[1].jobs == []
+    row = house.store.settled[0].row
+    assert (row.outcome, row.output_tokens, row.usage_source) == ("upstream_error", 2, "estimated")
+
+
+async def test_a_unary_answer_that_breaks_off_is_a_real_status():
+    house = FakeHouse([[place([TextDelta("par")], UpstreamTruncated("cut"))]])
+    x = await run(house)
+    assert (x.started, x.error.status) == (False, 502)
+
+
+async def test_an_end_without_finish_is_no_success():
+    house = FakeHouse([[place([TextDelta("par")])]])
+    x = await run(house, stream=True)
+    assert (x.finished, x.error_body) == (None, b"event:stream_truncated")
+
+
+async def test_usage_that_no_backend_reported_is_estimated():
+    house = FakeHouse([[place([TextDelta("a" * 40), Finish("stop")])]])
+    x = await run(house)
+    row = house.store.settled[0].row
+    assert (row.output_tokens, row.usage_source) == (10, "estimated")
+    assert b"<usage>" in x.finished
+
+
+async def test_silence_before_the_first_event_times_out_and_falls_back():
+    slow = place(5.0, *HELLO, id="a", timeouts=Timeouts(first_event_s=0.01))
+    house = FakeHouse([[slow], [place(*HELLO, id="b")]])
+    x = await run(house)
+    assert x.finished == b"Hello<usage><end>"
+    assert house.seen[0].attempts[0].error.code == "upstream_timeout"
+    assert slow[1].closed == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_cancels_and_is_billed_for_what_was_made(stream):
+    backend = place([TextDelta("one ")], [TextDelta("two ")], 30.0, [Finish("stop")])
+    house = FakeHouse([[backend]])
+    x = FakeExchange(body(stream=stream))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(serve(x, FakeProtocol(), house.house))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        task.cancel()
+    assert task.cancelled()
+    row = house.store.settled[0].row
+    assert len(house.store.settled) == len(house.seen) == 1
+    assert (row.outcome, row.status, row.output_tokens, row.usage_source) == ("cancelled", 499, 2, "estimated")
+    assert backend[1].closed == 1
+    assert x.error is None
+
+
+async def test_a_client_that_leaves_while_admission_waits_is_voided():
+    house = FakeHouse([[place(*HELLO)]])
+    house.store.delay_s = 30
+    x = FakeExchange(body())
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(serve(x, FakeProtocol(), house.house))
+        await asyncio.sleep(0.01)
+        task.cancel()
+    assert house.store.voided == [house.seen[0].id]
+    assert house.store.settled == []
+
+
+async def test_a_reader_that_is_gone_is_cancelled_quietly():
+    def gone(data):
+        raise ConnectionError
+
+    house = FakeHouse([[place(*HELLO)]])
+    x = FakeExchange(body(stream=True), on_send=gone)
+    await serve(x, FakeProtocol(), house.house)
+    assert house.store.settled[0].row.outcome == "cancelled"
+    assert house.bugs == []
+
+
+async def test_a_drain_ends_a_silent_stream_with_an_event():
+    house = FakeHouse([[place([TextDelta("one ")], 30.0)]])
+    x = FakeExchange(body(stream=True))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve(x, FakeProtocol(), house.house))
+        await asyncio.sleep(0.01)
+        house.open_requests.interrupt(Draining("bye"))
+        house.open_requests.interrupt(Draining("bye"))
+    assert x.error_body == b"event:draining"
+    assert house.store.settled[0].row.outcome == "drained"
+
+
+async def test_a_bug_is_a_500_without_its_text():
+    house = FakeHouse([[place(RuntimeError("secret path /x"))]])
+    x = await run(house)
+    assert (x.error.status, "secret" in x.error.message) == (500, False)
+    assert isinstance(house.bugs[0], RuntimeError)
+    assert house.store.settled[0].row.outcome == "gateway_error"
+
+
+async def test_refusals_cost_nothing():
+    house = FakeHouse([[place(*HELLO)]])
+    x = await run(house, model="other")
+    assert (x.error.status, x.error.code) == (404, "model_not_found")
+    assert house.store.admitted == []
+
+
+async def test_a_full_gate_returns_the_request_charge():
+    principal = Principal("k", limits=(LimitSpec("key:k", "requests", 5, 60_000),))
+    house = FakeHouse([[place(*HELLO, max_in_flight=1)]], principal)
+    house.gate.refuse = Overloaded("full", retry_after_ms=1000)
+    x = await run(house)
+    assert x.error.status == 503
+    assert house.store.settled[0].actual == (0,)
+
+
+async def test_a_gated_deployment_holds_a_slot_while_it_streams():
+    seen = []
+    house = FakeHouse([[place(*HELLO, max_in_flight=1)]])
+    x = FakeExchange(body(stream=True), on_send=lambda _: seen.append(house.gate.held))
+    await serve(x, FakeProtocol(), house.house)
+    assert seen == [1, 1, 1]
+    assert house.gate.held == 0
+
+
+TPM = Principal("k", limits=(LimitSpec("key:k", "tokens", 500, 60_000),))
+
+
+async def test_our_cap_fits_the_limit_goes_upstream_and_is_told():
+    house = FakeHouse([[place(*HELLO)]], TPM)
+    x = await run(house)
+    cap = house.catalog.places["d"].backend.jobs[0].sampling.max_tokens
+    rule = house.store.admitted[0][1][0]
+    assert rule.cost <= 500
+    assert dict(x.response_headers)[b"x-switchyard-output-cap"] == str(cap).encode()
+    assert house.store.settled[0].actual == (7,)
+
+
+async def test_our_cap_is_lowered_once_to_what_is_left():
+    house = FakeHouse([[place(*HELLO)]], TPM)
+
+    def refuse(rules):
+        rule = rules[0]
+        if rule.cost > 60:
+            return LimitExceeded("no", rule=rule, retry_after_ms=1, states=(RuleState(rule, 60, 1),))
+        return None
+
+    house.store.refuse = refuse
+    await run(house)
+    assert house.store.admitted[0][1][0].cost == 60
+
+
+async def test_a_stated_cap_is_never_changed():
+    house = FakeHouse([[place(*HELLO)]], TPM)
+    x = await run(house, cap=20)
+    assert house.catalog.places["d"].backend.jobs[0].sampling.max_tokens == 20
+    assert b"x-switchyard-output-cap" not in dict(x.response_headers)
+    house.store.refuse = lambda rules: LimitExceeded(
+        "no", rule=rules[0], retry_after_ms=1500, states=(RuleState(rules[0], 60, 1),)
+    )
+    house.seen.clear()
+    x = FakeExchange(body(cap=400))
+    await serve(x, FakeProtocol(), house.house)
+    assert (x.error.status, x.error.retry_after_ms) == (429, 1500)
+
+
+async def test_no_cap_is_imposed_where_nothing_asks_for_one():
+    house = FakeHouse([[place(*HELLO)]])
+    await run(house)
+    assert house.catalog.places["d"].backend.jobs[0].sampling.max_tokens is None
+
+
+async def test_the_price_of_the_deployment_that_answered_counts():
+    house = FakeHouse([[place(*HELLO, price=Price(input=2_000_000, output=10_000_000))]])
+    await run(house)
+    assert house.store.settled[0].row.cost_nusd == 5 * 2000 + 2 * 10_000
+
+
+async def test_an_unauthenticated_client_is_refused_before_its_body_is_read():
+    class Refusal(GatewayError):
+        status = 401
+
+    house = FakeHouse([[place(*HELLO)]])
+    house.auth.error = Refusal("no")
+    x = FakeExchange(b"not json")
+    await serve(x, FakeProtocol(), house.house)
+    assert x.error.status == 401
+    assert house.seen[0].outcome == "refused"
