@@ -200,8 +200,10 @@ class Counters:
             rate = self._rate(name, window_ms)
             rate.add(min(admitted_us // rate.width, rate.now(now_us)), amount, now_us)
         elif kind == "quota":
-            known, ends_us = self._quotas.get(name, (0, now_us + window_ms * 1000))
-            self._quotas[name] = (known + min(amount, MAX_AMOUNT - known), ends_us)
+            ends_us = admitted_us + window_ms * 1000
+            if ends_us > now_us:
+                known, ends_us = self._quotas.get(name, (0, ends_us))
+                self._quotas[name] = (known + min(amount, MAX_AMOUNT - known), ends_us)
 
     def states(self, rules: Sequence[Rule], lease_ms: int, now_us: int) -> tuple[RuleState, ...]:
         """What is left of these rules now."""

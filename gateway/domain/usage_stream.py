@@ -1,0 +1,36 @@
+"""The stream between settlement and ledger: its key, its fields and how a row is written in it. A format: versioned.
+
+Settlement appends an entry in the same atom in which it corrects the counters; the ledger role writes entries to SQL
+(unique by `LedgerRow.id`: an entry may come twice) and deletes them after the commit. After the commit it writes
+`seq` to the field `worker` of the hash `ACKED`, and settlement hands that back to the worker.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.domain.settlement import LedgerRow
+
+#: Everything in Redis has this prefix; one hash tag, so that every script is legal on a cluster.
+PREFIX = "sy1:{sy}:"
+STREAM = PREFIX + "usage"
+ACKED = PREFIX + "acked"
+#: Fields of an entry: who settled it, that worker's running number, and the row (`pack_row`).
+WORKER, SEQ, ROW = "w", "n", "r"
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(LedgerRow)
+
+
+def pack_row(row: LedgerRow) -> bytes:
+    """A row as msgpack, a map by field name, so that fields may be added."""
+    return _encoder.encode(row)
+
+
+def unpack_row(data: bytes) -> LedgerRow:
+    """The row in an entry.
+
+    Raises:
+        msgspec.DecodeError: it is no row.
+    """
+    return _decoder.decode(data)
