@@ -1,0 +1,165 @@
+"""An OpenAI-like upstream on a real socket whose model names are its script, and which logs what it saw.
+
+Model names: `words-N[-dMS][-tMS]` answers N words, MS between them, MS before the first byte; suffixes
+`-cut` (closes in the middle), `-error` (an in-stream error in the middle), `-mute` (never answers),
+`-status-CODE` (answers that status), `-nousage` (no usage).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Seen:
+    """One request as the upstream saw it; instants are time.monotonic()."""
+
+    model: str
+    body: dict[str, object]
+    headers: dict[str, str]
+    began: float
+    closed: float | None = None
+    completed: bool = False
+    written: int = 0
+
+
+@dataclass
+class Upstream:
+    """The running upstream."""
+
+    port: int = 0
+    seen: list[Seen] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Its base_url."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def of(self, model: str) -> list[Seen]:
+        """The requests for a model."""
+        return [one for one in self.seen if one.model == model]
+
+
+def _number(model: str, letter: str) -> float:
+    found = re.search(rf"-{letter}(\d+)", model)
+    return int(found[1]) / 1000 if found else 0.0
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[dict[str, str], bytes] | None:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    headers = {}
+    for line in head.decode("latin-1").split("\r\n")[1:]:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return headers, await reader.readexactly(int(headers.get("content-length", "0")))
+
+
+def _frame(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def _chunk(model: str, **choice: object) -> bytes:
+    body = {"id": "up", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [{"index": 0, **choice}]}
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def _usage(words: int) -> dict[str, int]:
+    return {"prompt_tokens": 7, "completion_tokens": words, "total_tokens": 7 + words}
+
+
+async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
+    model, words = seen.model, int(found[1]) if (found := re.match(r"words-(\d+)", seen.model)) else 3
+    if "-mute" in model:
+        await asyncio.sleep(3600)
+    await asyncio.sleep(_number(model, "t"))
+    if found := re.search(r"-status-(\d+)", model):
+        body = json.dumps({"error": {"message": f"scripted {found[1]}", "type": "x", "code": None, "param": None}}).encode()
+        head = f"HTTP/1.1 {found[1]} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        seen.completed = True
+        return
+    pause = _number(model, "d")
+    if not seen.body.get("stream"):
+        await asyncio.sleep(pause * words)
+        text = "".join(f"w{n} " for n in range(words))
+        message = {"role": "assistant", "content": text}
+        whole = {"id": "up", "object": "chat.completion", "created": 1, "model": model,
+                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": _usage(words)}  # fmt: skip
+        body = json.dumps(whole).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        seen.completed = True
+        return
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(_frame(_chunk(model, delta={"role": "assistant", "content": ""}, finish_reason=None)))
+    for n in range(words):
+        if n == words // 2 and "-cut" in model:
+            writer.transport.abort()
+            return
+        if n == words // 2 and "-error" in model:
+            writer.write(_frame(b'data: {"error":{"message":"scripted","type":"server_error","code":null,"param":null}}\n\n'))
+            writer.write(b"0\r\n\r\n")
+            return
+        writer.write(_frame(_chunk(model, delta={"content": f"w{n} "}, finish_reason=None)))
+        seen.written += 1
+        if pause:
+            await writer.drain()
+            await asyncio.sleep(pause)
+    writer.write(_frame(_chunk(model, delta={}, finish_reason="stop")))
+    if "-nousage" not in model and (seen.body.get("stream_options") or {}).get("include_usage"):  # type: ignore[attr-defined]
+        body = {
+            "id": "up",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": model,
+            "choices": [],
+            "usage": _usage(words),
+        }
+        writer.write(_frame(b"data: " + json.dumps(body).encode() + b"\n\n"))
+    writer.write(_frame(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+    seen.completed = True
+
+
+async def _connection(upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while (read := await _read(reader)) is not None:
+            headers, raw = read
+            body = json.loads(raw or b"{}")
+            seen = Seen(body.get("model", ""), body, headers, time.monotonic())
+            upstream.seen.append(seen)
+            async with asyncio.TaskGroup() as group:
+                answering = group.create_task(_answer(writer, seen))
+                watching = group.create_task(reader.read(1))
+                done, _ = await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
+                if answering not in done:
+                    seen.closed = time.monotonic()
+                    answering.cancel()
+                    return
+                watching.cancel()
+            with suppress(ConnectionError):
+                await writer.drain()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def upstream_server() -> AsyncIterator[Upstream]:
+    """A running upstream on a free port of 127.0.0.1."""
+    upstream = Upstream()
+    server = await asyncio.start_server(lambda r, w: _connection(upstream, r, w), "127.0.0.1", 0)
+    upstream.port = server.sockets[0].getsockname()[1]
+    try:
+        yield upstream
+    finally:
+        server.close()
+        server.close_clients()
