@@ -22,6 +22,7 @@ MODELS = ["words-4", "words-40-d20", "words-4-cut", "words-4-error", "words-4-st
 
 def tree(upstream: Upstream, **more: object) -> dict[str, object]:
     """A configuration that serves every scripted model."""
+    few = [{"requests": 3, "per": "minute"}, {"tokens": 5000, "per": "minute"}]
     return {
         "deployments": {f"d-{m}": {"dialect": "openai_compatible", "base_url": upstream.url, "model": m} for m in MODELS},
         "models": {m: {"tiers": [[f"d-{m}"]]} for m in MODELS},
@@ -29,7 +30,7 @@ def tree(upstream: Upstream, **more: object) -> dict[str, object]:
         "keys": {
             "declared": [
                 declared_key("user", KEY),
-                declared_key("limited", LIMITED, team="red", limits=[{"requests": 3, "per": "minute"}, {"tokens": 5000, "per": "minute"}]),
+                declared_key("limited", LIMITED, team="red", limits=few),
                 declared_key("old", "sk-test-expired-0123456789abcdef", expires="2020-01-01"),
             ]
         },
