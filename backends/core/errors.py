@@ -46,6 +46,8 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str | None] = None
+    retriable: ClassVar[bool] = False
+    """Whether another deployment may be tried, before the first event."""
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class Overloaded(GatewayError):
 
     status = 503
     default_code = "overloaded"
+    retriable = True
 
 
 class NoDeployment(GatewayError):
@@ -117,10 +120,10 @@ class InternalError(GatewayError):
 
 
 class BackendError(GatewayError):
-    """What went wrong at a deployment. `retriable`: another deployment may be tried before the first event."""
+    """What went wrong at a deployment."""
 
     status = 502
-    retriable: ClassVar[bool] = True
+    retriable = True
     kind: ClassVar[str] = "unavailable"
 
     @staticmethod

@@ -54,10 +54,10 @@ class Attempts:
                     last = error
                     break
                 left.remove(place)
-                error_or_none = await self._attempt(place)
-                if error_or_none is None:
+                failure = await self._attempt(place)
+                if failure is None:
                     return self
-                last = error_or_none
+                last = failure
                 if not last.retriable:
                     raise last
         raise last
@@ -98,14 +98,14 @@ class Attempts:
             self._tally.queue_us += monotonic_us() - began
         return next(place for place in left if place.deployment.id == self._slot.deployment)
 
-    async def _attempt(self, place: Place) -> BackendError | None:
+    async def _attempt(self, place: Place) -> GatewayError | None:
         """One try; None when the first batch is held. A failed try has left no trace but its record."""
         tally = self._tally
         record = AttemptRecord(place.deployment, monotonic_us())
         tally.attempts.append(record)
         place.busy += 1
         self._place = place
-        failure: BackendError
+        failure: GatewayError
         try:
             async with asyncio.timeout(place.deployment.timeouts.first_event_s):
                 job = msgspec.structs.replace(self._job, model=place.deployment.model)
@@ -114,7 +114,7 @@ class Attempts:
                 self._held = await _peek(self._stream)
         except TimeoutError:
             failure = UpstreamTimeout("The model did not begin to answer in time.", detail=place.deployment.id)
-        except BackendError as error:
+        except GatewayError as error:  # a local engine refuses in its own words: BadRequest, Overloaded
             failure = error
         except BaseException as error:
             await self._leave(type(error), error, None)

@@ -81,6 +81,12 @@ async def test_a_request_the_backend_rejects_is_not_tried_elsewhere():
     assert house.store.settled[0].row.output_tokens == 0
 
 
+async def test_an_engine_whose_queue_is_full_lets_the_next_place_try():
+    house = FakeHouse([[place(Overloaded("queue full", retry_after_ms=1000), id="a")], [place(*HELLO, id="b")]])
+    x = await run(house)
+    assert x.finished == b"Hello<usage><end>"
+
+
 async def test_a_failure_after_the_first_event_is_an_event_of_the_stream():
     second = place(*HELLO, id="b")
     house = FakeHouse([[place([TextDelta("par")], [TextDelta("t"), Failure("truncated", "cut")], id="a")], [second]])
