@@ -1,0 +1,174 @@
+"""Client JSON to typed values, and every way it can be wrong to one kind of error that names the parameter.
+
+msgspec decodes in strict mode: NaN and Infinity are no JSON, numbers beyond a double are refused, strings must be
+valid UTF-8 without lone surrogates, a BOM or another encoding is malformed. Depth: typed values are as deep as their
+types; what is skipped is bounded by msgspec's recursion guard; what is kept as JSON (schemas) by `checked_schema`.
+Duplicate names: refused in the outermost object and in kept JSON; elsewhere the last one counts, for us and for every
+backend alike, because only decoded values travel on.
+
+Codes and wording follow OpenAI's API: `invalid_type`, `invalid_value`, `unknown_parameter`,
+`missing_required_parameter`; `invalid_json` for a body that is no JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from backends.core.errors import BadRequest
+
+T = TypeVar("T")
+
+#: How deep a JSON schema of a client may be nested.
+MAX_DEPTH = 64
+#: Longest parameter name that an error repeats.
+_NAME_SHOWN = 128
+
+_AT = re.compile(r" - at `\$\.?([^`]*)`\Z", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`\Z", re.DOTALL)
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+
+
+class _Name:
+    """An object's key that equals only itself, so that a dict keeps duplicates."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+_names = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=lambda _kind, text: _Name(text))
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The typed value of a JSON body.
+
+    Raises:
+        BadRequest: with `param` in the client's spelling, e.g. `messages[0].content`.
+    """
+    try:
+        value = decoder.decode(body)
+        names = [name.text for name in _names.decode(body)]
+    except msgspec.ValidationError as error:
+        _refuse(str(error))
+    except msgspec.DecodeError as error:
+        raise _malformed(str(error)) from None
+    except UnicodeDecodeError:
+        raise _malformed("it is not valid UTF-8") from None
+    except RecursionError:
+        raise _malformed("it is nested too deeply") from None
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRequest(f"The parameter {_shown(twice)} is given twice.", param=twice[:_NAME_SHOWN])
+    return value
+
+
+def stated(raw: msgspec.Raw | msgspec.UnsetType) -> msgspec.Raw | None:
+    """A value kept as JSON, or None when it is absent or null."""
+    return None if isinstance(raw, msgspec.UnsetType) or bytes(raw) == b"null" else raw
+
+
+def checked_schema(raw: msgspec.Raw, param: str) -> msgspec.Raw:
+    """A JSON object kept as JSON, as its own copy: not deeper than MAX_DEPTH, no name twice, finite numbers.
+
+    Raises:
+        BadRequest: names `param`.
+    """
+    text = bytes(raw)
+    if not text.lstrip().startswith(b"{"):
+        raise BadRequest(f"Invalid type for '{param}': expected an object.", param=param, code="invalid_type")
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise BadRequest(f"'{param}' is nested more than {MAX_DEPTH} levels deep.", param=param)
+    try:
+        _strictly.decode(text.decode())
+    except (ValueError, RecursionError):
+        raise BadRequest(f"Invalid value for '{param}': a name is given twice or a value is no JSON.", param=param) from None
+    return msgspec.Raw(text)
+
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+
+
+def _depth(text: bytes) -> int:
+    deepest = depth = 0
+    for char in _STRINGS.sub(b"", text):
+        if char in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _object_once(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("duplicate name")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("not finite")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+_strictly = json.JSONDecoder(object_pairs_hook=_object_once, parse_float=_finite, parse_constant=_no_constant)
+
+
+def _malformed(reason: str) -> BadRequest:
+    return BadRequest(f"The JSON body of your request could not be parsed: {reason}.", code="invalid_json")
+
+
+def _shown(name: str) -> str:
+    return repr(name[:_NAME_SHOWN])
+
+
+def _refuse(text: str) -> NoReturn:
+    """Turn msgspec's sentence into OpenAI's."""
+    path = ""
+    if at := _AT.search(text):
+        path, text = at[1].removesuffix("[...]"), text[: at.start()]
+    if unknown := _UNKNOWN.match(text):
+        name = _joined(path, unknown[1])
+        raise BadRequest(f"Unknown parameter: {_shown(name)}.", param=name, code="unknown_parameter")
+    if missing := _MISSING.match(text):
+        name = _joined(path, missing[1])
+        raise BadRequest(f"Missing required parameter: {_shown(name)}.", param=name, code="missing_required_parameter")
+    param = path[:_NAME_SHOWN] or None
+    where = f" for {_shown(path)}" if path else ""
+    expected, got, found = text.partition(", got ")
+    if got or (text.startswith("Expected") and text.endswith("`")):
+        found = f", but got {_words(found)} instead" if found else ""
+        raise BadRequest(f"Invalid type{where}: {_words(expected)}{found}.", param=param, code="invalid_type")
+    raise BadRequest(f"Invalid value{where}: {_words(text)[:256]}.", param=param)
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}"[:_NAME_SHOWN] if path else name[:_NAME_SHOWN]
+
+
+def _words(text: str) -> str:
+    """`int | null` to "an integer or null", and the sentence begun in lower case."""
+
+    def kinds(match: re.Match[str]) -> str:
+        return " or ".join(_TYPES.get(kind, kind) for kind in match[1].split(" | "))
+
+    text = re.sub(r"`([a-z |]+)`", kinds, text)
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,102 @@
+"""POST /v1/chat/completions: body to `Call`. The answer's side is in `openai_chat_encoder`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from backends.core.errors import BadRequest, GatewayError
+from backends.core.request import GenerationRequest, Output
+from gateway.protocols.contract import Call, Encoder, Identity
+from gateway.protocols.decoding import checked_schema, decoded, stated
+from gateway.protocols.openai_chat_encoder import ChatStream, ChatUnary
+from gateway.protocols.openai_errors import render
+from gateway.protocols.openai_messages import conversation, tool_choice, tools
+from gateway.protocols.openai_shared import options, output_cap, sampling, size
+from gateway.protocols.openai_wire import REFUSED, ChatBody, JsonObjectFormat, JsonSchemaFormat
+
+_decoder = msgspec.json.Decoder(ChatBody)
+_TEXT = Output()
+
+
+class OpenAIChat:
+    """The chat completions protocol."""
+
+    name = "openai_chat"
+
+    def parse(self, body: bytes, /) -> Call:
+        """The call that a body stands for.
+
+        Raises:
+            BadRequest: names the parameter.
+        """
+        chat = decoded(_decoder, body)
+        _refused(chat)
+        talk = conversation(chat.messages)
+        functions = tools(chat) if chat.tools else ()
+        output = _output(chat)
+        cap = output_cap(chat.max_completion_tokens, chat.max_tokens, chat.n_predict)
+        job = GenerationRequest(
+            model=chat.model,
+            messages=talk.messages,
+            tools=functions,
+            tool_choice=tool_choice(chat),
+            parallel_tool_calls=chat.parallel_tool_calls,
+            sampling=sampling(chat, cap),
+            output=output,
+            reasoning_effort=chat.reasoning_effort,
+            n=chat.n or 1,
+            top_logprobs=_logprobs(chat),
+            stream=bool(chat.stream),
+        )
+        extra = len(bytes(output.schema)) + size(output.grammar) if output is not _TEXT else 0
+        for tool in functions:
+            extra += len(tool.name) + size(tool.description) + len(bytes(tool.parameters))
+        return Call(
+            job=job,
+            options=options(chat, stated_cap=cap is not None),
+            text_bytes=talk.text_bytes + extra,
+            items=len(talk.messages),
+        )
+
+    def encoder(self, call: Call, identity: Identity) -> Encoder:
+        """A fresh encoder for one answer."""
+        return ChatStream(call, identity) if call.options.stream else ChatUnary(call, identity)
+
+    def error(self, error: GatewayError, /, *, in_stream: bool) -> bytes:
+        """OpenAI's error envelope."""
+        return render(error, in_stream=in_stream)
+
+
+def _refused(chat: ChatBody) -> None:
+    for name in REFUSED:
+        if stated(getattr(chat, name)) is not None:
+            hint = "; use 'tools' and 'tool_choice'" if name.startswith("function") else ""
+            raise BadRequest(f"'{name}' is not supported{hint}.", param=name, code="unsupported_parameter")
+    if chat.modalities is not None and "audio" in chat.modalities:
+        raise BadRequest("Only the modality 'text' is supported.", param="modalities", code="unsupported_parameter")
+    if chat.verbosity not in (None, "medium"):
+        raise BadRequest("Only the verbosity 'medium' is supported.", param="verbosity", code="unsupported_parameter")
+
+
+def _output(chat: ChatBody) -> Output:
+    form = chat.response_format
+    if chat.grammar is not None:
+        if isinstance(form, JsonObjectFormat | JsonSchemaFormat):
+            raise BadRequest("'grammar' and 'response_format' exclude each other.", param="grammar")
+        return Output("grammar", grammar=chat.grammar)
+    if isinstance(form, JsonObjectFormat):
+        return Output("json_object")
+    if isinstance(form, JsonSchemaFormat):
+        named = form.json_schema
+        raw = stated(named.schema)
+        schema = msgspec.Raw(b"{}") if raw is None else checked_schema(raw, "response_format.json_schema.schema")
+        return Output("json_schema", named.name, schema, named.strict)
+    return _TEXT
+
+
+def _logprobs(chat: ChatBody) -> int | None:
+    if not chat.logprobs:
+        if chat.top_logprobs is not None:
+            raise BadRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+        return None
+    return chat.top_logprobs or 0
