@@ -1,0 +1,82 @@
+"""The catalogue of metrics: names with units, labels, buckets, and how several processes' values become one.
+
+Labels are `model`, `deployment` and `outcome`, never a key, a user or anything that a client chose: models and
+deployments come from the configuration, outcomes from fixed lists. Durations are seconds (Prometheus, "Metric and
+label naming").
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+#: The label of what belongs to no configured model or deployment.
+OTHER = "other"
+
+
+class Family(msgspec.Struct, frozen=True):
+    """One metric. `bounds`: a histogram's upper bounds, without +Inf. `merge`: over processes."""
+
+    name: str
+    help: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    merge: Literal["sum", "max"] = "sum"
+
+    def zero(self) -> list[float]:
+        """A fresh child: one value; of a histogram the buckets, +Inf and the sum."""
+        return [0.0] * (len(self.bounds) + 2) if self.kind == "histogram" else [0.0]
+
+
+_FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_WAIT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+#: The same numbers as the Tally's, in seconds; a test holds them together.
+ITL_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
+
+_MD = ("model", "deployment")
+_MDO = ("model", "deployment", "outcome")
+
+REQUESTS = Family("switchyard_requests_total", "Requests that ended.", "counter", _MDO)
+DURATION = Family("switchyard_request_duration_seconds", "From the request's head to its last byte.", "histogram", _MD, _LONG)
+TTFT = Family("switchyard_time_to_first_token_seconds", "From the request's head to the first delta.", "histogram", _MD, _LONG)
+ITL = Family("switchyard_inter_token_latency_seconds", "Between two deliveries of deltas.", "histogram", _MD, ITL_BOUNDS_S)
+INPUT_TOKENS = Family("switchyard_input_tokens_total", "Prompt tokens, cached ones included.", "counter", _MD)
+CACHED_TOKENS = Family("switchyard_cached_input_tokens_total", "Prompt tokens from a prefix cache.", "counter", _MD)
+OUTPUT_TOKENS = Family("switchyard_output_tokens_total", "Generated tokens, reasoning included.", "counter", _MD)
+REASONING_TOKENS = Family("switchyard_reasoning_tokens_total", "Generated reasoning tokens.", "counter", _MD)
+OVERHEAD = Family(
+    "switchyard_overhead_seconds", "Duration less the time of attempts and of the queue: what we added.", "histogram", (), _FAST
+)
+LIMITER = Family("switchyard_limiter_seconds", "Admission in the limit store.", "histogram", (), _FAST)
+QUEUE_WAIT = Family("switchyard_queue_wait_seconds", "Waited for a slot (those who had to).", "histogram", _MD, _WAIT)
+ATTEMPTS = Family(
+    "switchyard_attempts_total", "Tries on a deployment, by how they ended.", "counter", ("deployment", "outcome")
+)
+FALLBACKS = Family("switchyard_fallbacks_total", "Tries after a first one that failed.", "counter", ("model",))
+REFUSALS = Family(
+    "switchyard_refusals_total", "Requests that the gateway itself refused, by reason.", "counter", ("model", "outcome")
+)
+OPEN_STREAMS = Family("switchyard_open_streams", "Requests being answered now.", "gauge")
+LIMITER_DEGRADED = Family("switchyard_limiter_degraded", "1 while the limit store is out.", "gauge", merge="max")
+LIMIT_OVERRUN = Family("switchyard_limit_overrun_total", "Settlements above what was reserved.", "counter")
+LEDGER_QUEUE = Family("switchyard_ledger_queue_rows", "Ledger rows that are not yet acknowledged.", "gauge")
+CONFIG_FAILED = Family(
+    "switchyard_config_reload_failed", "1 while the configuration file on disk is refused.", "gauge", merge="max"
+)
+LOG_DROPPED = Family("switchyard_log_lines_dropped_total", "Log lines lost because standard output was blocked.", "counter")
+QUEUE_DEPTH = Family("switchyard_queue_depth", "Requests that wait for a slot of the deployment.", "gauge", ("deployment",))
+SLOTS_IN_USE = Family("switchyard_slots_in_use", "Requests in flight on a deployment with a bound.", "gauge", ("deployment",))
+SLOTS_LIMIT = Family("switchyard_slots_limit", "The bound.", "gauge", ("deployment",))
+WORKERS = Family("switchyard_workers", "Worker processes that answered this scrape.", "gauge")
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        *(REQUESTS, DURATION, TTFT, ITL, INPUT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, OVERHEAD, LIMITER),
+        *(QUEUE_WAIT, ATTEMPTS, FALLBACKS, REFUSALS, OPEN_STREAMS, LIMITER_DEGRADED, LIMIT_OVERRUN, LEDGER_QUEUE),
+        *(CONFIG_FAILED, LOG_DROPPED, QUEUE_DEPTH, SLOTS_IN_USE, SLOTS_LIMIT, WORKERS),
+    )
+}

@@ -1,0 +1,131 @@
+"""A process's own metrics: plain lists of floats that one `observe` per request bumps; prometheus_client renders them.
+
+prometheus_client's own counters take a lock and a label look-up per touch; at some fifteen touches a request that is
+more than the gateway may add, so its public custom-collector interface is used instead (see `aggregate.exposition`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+from backends.core.errors import BackendError, GatewayError
+from gateway.domain.settlement import Outcome
+from gateway.telemetry import families as f
+from gateway.telemetry.families import OTHER, Family
+from gateway.telemetry.observed import Observed
+
+#: Family name → label values → values (see `Family.zero`).
+Dump = dict[str, dict[tuple[str, ...], list[float]]]
+
+
+class _Children:
+    """The children that every request of one model, deployment and outcome touches."""
+
+    __slots__ = ("cached", "duration", "input", "itl", "output", "queue", "reasoning", "requests", "ttft")
+
+    def __init__(self, metrics: Metrics, model: str, deployment: str, outcome: Outcome) -> None:
+        where = (model, deployment)
+        self.requests = metrics.child(f.REQUESTS, model, deployment, outcome)
+        self.duration = metrics.child(f.DURATION, *where)
+        self.ttft = metrics.child(f.TTFT, *where)
+        self.itl = metrics.child(f.ITL, *where)
+        self.queue = metrics.child(f.QUEUE_WAIT, *where)
+        self.input = metrics.child(f.INPUT_TOKENS, *where)
+        self.cached = metrics.child(f.CACHED_TOKENS, *where)
+        self.output = metrics.child(f.OUTPUT_TOKENS, *where)
+        self.reasoning = metrics.child(f.REASONING_TOKENS, *where)
+
+
+class Metrics:
+    """The registry of one process. Used from one thread."""
+
+    def __init__(self) -> None:
+        self._values: Dump = {}
+        self._children: dict[tuple[str, str, Outcome], _Children] = {}
+        self._readers: list[tuple[Family, tuple[str, ...], Callable[[], float]]] = []
+        self._limiter = self.child(f.LIMITER)
+        self._overhead = self.child(f.OVERHEAD)
+
+    def child(self, family: Family, *labels: str) -> list[float]:
+        """The live values of one series, made when new; whoever holds the list may bump it.
+
+        Raises:
+            ValueError: the number of labels is not the family's.
+        """
+        if len(labels) != len(family.labels):
+            raise ValueError(f"{family.name} has the labels {family.labels}")
+        return self._values.setdefault(family.name, {}).setdefault(labels, family.zero())
+
+    def add(self, family: Family, *labels: str, by: float = 1.0) -> None:
+        """Raise a counter (or move a gauge)."""
+        self.child(family, *labels)[0] += by
+
+    def set(self, family: Family, value: float, *labels: str) -> None:
+        """Set a gauge."""
+        self.child(family, *labels)[0] = value
+
+    def read(self, family: Family, source: Callable[[], float], *labels: str) -> None:
+        """A gauge or counter whose value is asked for at each scrape."""
+        self.child(family, *labels)
+        self._readers.append((family, labels, source))
+
+    def observe(self, tally: Observed) -> None:
+        """Count one request that has ended. A dozen list bumps; no lock, no allocation that stays."""
+        route, deployment = tally.route, tally.deployment
+        model = route.name if route is not None else OTHER
+        key = (model, deployment.id if deployment is not None else OTHER, tally.outcome)
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = _Children(self, *key)
+        children.requests[0] += 1
+        duration_us = tally.ended_us - tally.began_us
+        _bump(children.duration, f.DURATION.bounds, duration_us)
+        if tally.first_event_us:
+            _bump(children.ttft, f.TTFT.bounds, tally.first_event_us - tally.began_us)
+        if tally.itl_sum_us:
+            itl = children.itl
+            for index, count in enumerate(tally.itl_buckets):
+                if count:
+                    itl[index] += count
+            itl[-1] += tally.itl_sum_us / 1e6
+        if tally.queue_us:
+            _bump(children.queue, f.QUEUE_WAIT.bounds, tally.queue_us)
+        usage = tally.usage
+        if usage is not None:
+            children.input[0] += usage.input_tokens
+            children.cached[0] += usage.cached_input_tokens
+            children.output[0] += usage.output_tokens
+            children.reasoning[0] += usage.reasoning_tokens
+        if tally.limiter_us:
+            _bump(self._limiter, f.LIMITER.bounds, tally.limiter_us)
+        upstream_us = 0
+        for attempt in tally.attempts:
+            upstream_us += attempt.ended_us - attempt.began_us
+            self.add(f.ATTEMPTS, attempt.deployment.id, "ok" if attempt.error is None else _reason(attempt.error))
+        if len(tally.attempts) > 1:
+            self.add(f.FALLBACKS, model, by=len(tally.attempts) - 1)
+        _bump(self._overhead, f.OVERHEAD.bounds, max(0, duration_us - upstream_us - tally.queue_us))
+        error = tally.error
+        if error is not None and not isinstance(error, BackendError):
+            self.add(f.REFUSALS, model, _reason(error))
+
+    def dump(self) -> Dump:
+        """A copy of all values, with the read ones asked for now."""
+        for family, labels, source in self._readers:
+            self._values[family.name][labels][0] = float(source())
+        return {name: {labels: list(v) for labels, v in series.items()} for name, series in self._values.items()}
+
+
+def _bump(values: list[float], bounds: tuple[float, ...], us: int) -> None:
+    """One observation of a duration in µs."""
+    seconds = us / 1e6
+    values[bisect_left(bounds, seconds)] += 1
+    values[-1] += seconds
+
+
+def _reason(error: GatewayError) -> str:
+    """An error's kind from a fixed list: the class's own, since `code` may be what an upstream sent."""
+    if isinstance(error, BackendError):
+        return error.kind
+    return type(error).default_code or type(error).type
