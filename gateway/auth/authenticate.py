@@ -1,0 +1,288 @@
+"""From request headers to a Principal, or the one 401 that says nothing.
+
+The order is: hashes declared in the configuration (memory), keys seen before (memory), the key's own MAC (arithmetic:
+a flood of forged keys costs no round trip), and only then SQL, once per key however many requests wait for it. A cache
+entry is found by the SHA-256 of the whole key text, never by a part of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from backends.core.errors import BadRequest, GatewayError
+from gateway.auth.keys import check_pepper, is_genuine, stored_hash, text_hash
+from gateway.auth.keystore import Changes, KeyRecord, KeysUnavailable
+from gateway.config.snapshot import Snapshot
+from gateway.domain.principal import LimitSpec, Principal
+
+Headers = Sequence[tuple[bytes, bytes]]
+#: A longer text is no key; 512 leaves room for declared keys of any usual form.
+KEY_MAX_BYTES = 512
+_CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+_log = logging.getLogger(__name__)
+
+
+class NotAuthenticated(GatewayError):
+    """No valid key (401). Always the same words: absent, malformed, forged, unknown, expired and revoked look alike."""
+
+    status = 401
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect API key provided. Send a valid key as a bearer token in the Authorization header.")
+
+
+def presented_key(headers: Headers) -> bytes:
+    """The one key text of a request's headers (names in lower case, as ASGI has them).
+
+    `Authorization: Bearer`, `x-api-key` and `api-key` mean the same; other schemes are no key. The query is never read.
+
+    Raises:
+        BadRequest: two different keys.
+        NotAuthenticated: none, or one over 512 bytes.
+    """
+    key: bytes | None = None
+    for name, value in headers:
+        if name not in _CARRIERS:
+            continue
+        text = value.strip(b" \t")
+        if name == b"authorization":
+            scheme, _, text = text.partition(b" ")
+            if scheme.lower() != b"bearer":
+                continue
+            text = text.strip(b" \t")
+        if not text or text == key:
+            continue
+        if key is not None:
+            raise BadRequest("The request carries two different API keys.", code="conflicting_api_keys")
+        key = text
+    if key is None or len(key) > KEY_MAX_BYTES:
+        raise NotAuthenticated()
+    return key
+
+
+class KeySource(Protocol):
+    """What the authenticator reads of a key store; both raise KeysUnavailable when it does not answer."""
+
+    async def find_by_hash(self, hash: str) -> KeyRecord | None:
+        """The key with this stored hash, in whatever state it is."""
+
+    async def changes(self, since: int | None) -> Changes:
+        """The present revision, and what changed after `since`."""
+
+
+class _Known:
+    """A minted key seen before, and the Principal made of it under one snapshot."""
+
+    __slots__ = ("principal", "record", "snapshot")
+
+    def __init__(self, record: KeyRecord, snapshot: Snapshot) -> None:
+        self.record = record
+        self.snapshot = snapshot
+        self.principal = _minted(record, snapshot)
+
+
+class _Flight:
+    """One lookup under way. `settled` stays False when the request that made it was cancelled: another one retries."""
+
+    __slots__ = ("done", "outage", "record", "settled")
+
+    def __init__(self) -> None:
+        self.done = asyncio.Event()
+        self.settled = False
+        self.record: KeyRecord | None = None
+        self.outage: KeysUnavailable | None = None
+
+
+class Authenticator:
+    """Authenticates requests of one worker.
+
+    Args:
+        snapshot: the present configuration.
+        store: minted keys, or None where there are only declared ones.
+        pepper: at least 32 bytes; the same on every gateway.
+        known_max: minted keys kept in memory.
+        unknown_max: genuine but unknown, revoked or expired keys kept in memory.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        store: KeySource | None,
+        pepper: bytes,
+        *,
+        known_max: int = 50_000,
+        unknown_max: int = 10_000,
+    ) -> None:
+        self._snapshot = snapshot
+        self._store = store
+        self._pepper = check_pepper(pepper)
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known_max = known_max
+        self._by_id: dict[str, str] = {}
+        self._unknown: OrderedDict[str, None] = OrderedDict()
+        self._unknown_max = unknown_max
+        self._declared: dict[str, Principal] = {}
+        self._declared_of: Snapshot | None = None
+        self._flights: dict[str, _Flight] = {}
+        self._revision: int | None = None
+        # Counts refreshes that dropped something: an answer asked for before one may be older than it.
+        self._generation = 0
+        self._watching = True
+
+    async def authenticate(self, headers: Headers, now_us: int) -> Principal:
+        """The holder of the presented key. Awaits only for a genuine key that is not in memory.
+
+        Args:
+            headers: of the request, names in lower case.
+            now_us: the instant that expiry is judged by, µs UTC.
+
+        Raises:
+            NotAuthenticated: any reason; the answers are alike.
+            BadRequest: two different keys.
+            KeysUnavailable: a genuine key, unknown here, while the database does not answer.
+        """
+        key = presented_key(headers)
+        digest = text_hash(key)
+        snapshot = self._snapshot()
+        principal = self._find_declared(digest, snapshot) or self._find_known(digest, snapshot)
+        if principal is None:
+            principal = await self._find_stored(key, digest, snapshot)
+        if principal.expires_us is not None and now_us >= principal.expires_us:
+            raise NotAuthenticated()
+        return principal
+
+    async def watch(self, every_s: float = 0.5) -> None:
+        """Follow the store's revision for ever. Run it in the worker's TaskGroup; a change acts within `every_s`."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(every_s)
+
+    async def refresh(self) -> None:
+        """Forget what changed since the last call. While the database is out, known keys go on."""
+        if self._store is None:
+            return
+        try:
+            changes = await self._store.changes(self._revision)
+        except KeysUnavailable as outage:
+            if self._watching:
+                _log.warning("key database out, known keys go on", extra={"reason": outage.detail})
+            self._watching = False
+            return
+        if not self._watching:
+            _log.info("key database back")
+        self._watching = True
+        if changes.revision == self._revision:
+            return
+        self._revision = changes.revision
+        self._generation += 1
+        self._unknown.clear()
+        if changes.ids is None:
+            self._known.clear()
+            self._by_id.clear()
+            return
+        for id in changes.ids:
+            digest = self._by_id.pop(id, None)
+            if digest is not None:
+                self._known.pop(digest, None)
+
+    def _find_declared(self, digest: str, snapshot: Snapshot) -> Principal | None:
+        if self._declared_of is not snapshot:
+            self._declared_of = snapshot
+            self._declared = {}
+        principal = self._declared.get(digest)
+        if principal is None and (declared := snapshot.declared_keys.get(digest)) is not None:
+            principal = self._declared[digest] = with_team_limits(declared, snapshot)
+        return principal
+
+    def _find_known(self, digest: str, snapshot: Snapshot) -> Principal | None:
+        known = self._known.get(digest)
+        if known is None:
+            return None
+        self._known.move_to_end(digest)
+        if known.snapshot is not snapshot:
+            known = self._known[digest] = _Known(known.record, snapshot)
+        return known.principal
+
+    async def _find_stored(self, key: bytes, digest: str, snapshot: Snapshot) -> Principal:
+        if self._store is None or not is_genuine(self._pepper, key) or digest in self._unknown:
+            raise NotAuthenticated()
+        generation = self._generation
+        hash = stored_hash(self._pepper, key)
+        record = await self._look_up(self._store, digest, hash)
+        usable = record is not None and record.revoked_us is None and hmac.compare_digest(record.hash, hash)
+        # An answer that was asked for before a change became known here serves this request, but is not remembered.
+        if generation == self._generation:
+            self._remember(digest, record if usable else None, snapshot)
+        if record is None or not usable:
+            raise NotAuthenticated()
+        return _minted(record, snapshot)
+
+    async def _look_up(self, store: KeySource, digest: str, hash: str) -> KeyRecord | None:
+        """One query per key at a time; the others wait for its answer."""
+        while (flight := self._flights.get(digest)) is not None:
+            await flight.done.wait()
+            if flight.outage is not None:
+                raise KeysUnavailable(flight.outage.message)
+            if flight.settled:
+                return flight.record
+        flight = self._flights[digest] = _Flight()
+        try:
+            flight.record = await store.find_by_hash(hash)
+            flight.settled = True
+        except KeysUnavailable as outage:
+            flight.outage = outage
+            raise
+        finally:
+            del self._flights[digest]
+            flight.done.set()
+        return flight.record
+
+    def _remember(self, digest: str, record: KeyRecord | None, snapshot: Snapshot) -> None:
+        if record is None:
+            self._unknown[digest] = None
+            if len(self._unknown) > self._unknown_max:
+                self._unknown.popitem(last=False)
+            return
+        self._known[digest] = _Known(record, snapshot)
+        self._by_id[record.id] = digest
+        if len(self._known) > self._known_max:
+            _, oldest = self._known.popitem(last=False)
+            self._by_id.pop(oldest.record.id, None)
+
+
+def with_team_limits(principal: Principal, snapshot: Snapshot) -> Principal:
+    """The principal with its team's limits, each rule once. A team that the configuration lacks adds none."""
+    team = snapshot.teams.get(principal.team_id)
+    if team is None:
+        return principal
+    scope = f"team:{team.name}"
+    ours = {(spec.scope, spec.unit, spec.window_ms) for spec in principal.limits}
+    shared = tuple(_scoped(spec, scope) for spec in team.limits if (scope, spec.unit, spec.window_ms) not in ours)
+    return msgspec.structs.replace(principal, limits=principal.limits + shared)
+
+
+def _minted(record: KeyRecord, snapshot: Snapshot) -> Principal:
+    own = record.limit_specs() or tuple(_scoped(spec, f"key:{record.id}") for spec in snapshot.key_limits)
+    principal = Principal(
+        key_id=record.id,
+        team_id=record.team,
+        user=record.user,
+        scopes=record.scopes,
+        models=record.models,
+        limits=own,
+        expires_us=record.expires_us,
+    )
+    return with_team_limits(principal, snapshot)
+
+
+def _scoped(spec: LimitSpec, scope: str) -> LimitSpec:
+    return msgspec.structs.replace(spec, scope=scope)
