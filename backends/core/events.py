@@ -17,11 +17,15 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 FailureKind = Literal["rejected", "refused", "overloaded", "unavailable", "protocol", "truncated", "timeout", "crashed"]
 
 
+#: `bytes` under a name that a field called `bytes` does not hide when the annotations are evaluated.
+Octets = bytes
+
+
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One alternative token: its text, its bytes (UTF-8, may be a part of a character) and natural-log probability."""
 
     token: str
-    bytes: bytes
+    bytes: Octets
     logprob: float
 
 
@@ -29,7 +33,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """A generated token with the most likely alternatives, best first."""
 
     token: str
-    bytes: bytes
+    bytes: Octets
     logprob: float
     top: tuple[Candidate, ...] = ()
 

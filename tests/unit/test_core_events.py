@@ -1,10 +1,27 @@
 """The event grammar and the fold."""
 
+import msgspec
 import pytest
 
 from backends.core.errors import BackendError, UpstreamOverloaded, UpstreamTruncated
-from backends.core.events import EventGrammar, Failure, Finish, GrammarError, Started, TextDelta, ToolCallDelta
+from backends.core.events import (
+    Candidate,
+    Embedding,
+    Event,
+    EventGrammar,
+    Failure,
+    Finish,
+    GrammarError,
+    Item,
+    ReasoningDelta,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from backends.core.fold import fold
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Output, Prompt, Text
 from backends.core.usage import Usage
 
 
@@ -55,3 +72,24 @@ def test_a_failure_folds_to_its_error() -> None:
     error = BackendError.of(Failure("overloaded", "busy", retry_after_ms=2000))
     assert isinstance(error, UpstreamOverloaded)
     assert (error.status, error.code, error.retry_after_ms) == (503, "upstream_overloaded", 2000)
+
+
+def test_every_event_and_job_survives_msgpack_and_json() -> None:
+    events: list[Event] = [
+        Started("m"),
+        TextDelta("a", 1, (TokenLogprob("a", b"a", -0.5, (Candidate("b", b"b", -1.0),)),)),
+        ReasoningDelta("r"),
+        RefusalDelta("no"),
+        ToolCallDelta(0, "call_1", "f", "{}"),
+        Item(Embedding(0, b"\x00\x00\x80\x3f")),
+        Finish("stop"),
+        Usage(1, 2),
+        Failure("crashed", "gone"),
+    ]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(events), type=list[Event]) == events
+    assert msgspec.json.decode(msgspec.json.encode(events), type=list[Event]) == events
+    jobs: list[Job] = [
+        GenerationRequest("m", (Message("user", (Text("hi"),)),), output=Output(schema=msgspec.Raw(b"{}"))),
+        EmbeddingRequest("m", (Prompt("x"), Prompt(tokens=(1, 2)))),
+    ]
+    assert msgspec.json.decode(msgspec.json.encode(jobs), type=list[Job]) == jobs
