@@ -1,0 +1,307 @@
+"""The engine host: a process of its own around one model, started as `python -m backends.engines.host NAME`.
+
+Two threads. The main one runs asyncio and owns the Unix socket and who asked what; the engine thread owns the model
+and never waits for a socket. Commands go over by a queue, events come back one call per step and leave as one frame
+per connection. The launch value comes on standard input (see `launch.py`).
+
+Exit status: 0 asked to stop, or the supervisor is gone; 2 bad launch; 3 the model did not load; 4 the engine failed.
+An engine ends every job with `Usage` or `Failure`: that is how the host knows that a job is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from backends.core.errors import Overloaded, UpstreamOverloaded
+from backends.core.events import Failure
+from backends.core.usage import Usage
+from backends.engines import ipc
+from backends.engines.engine_thread import EngineThread, Stepped
+from backends.engines.launch import MAX_LAUNCH, EngineLaunch
+from backends.engines.listening import listen
+from backends.engines.options import EngineLoadFailed
+
+#: A connection with more unsent bytes than this has a stopped worker behind it, and is closed.
+MAX_UNSENT: Final = 8 << 20
+#: Seconds in which a connection must have shown its token.
+HELLO_S: Final = 5.0
+MAX_CONNECTIONS: Final = 256
+#: Seconds that the engine thread is given to end its step when the host stops.
+STOP_S: Final = 2.0
+#: Jobs that one worker may have open.
+MAX_OPEN: Final = 4096
+
+
+def log(event: str, **fields: object) -> None:
+    """One JSON line on standard error."""
+    sys.stderr.write(msgspec.json.encode({"ts": round(time.time(), 3), "event": event, **fields}).decode() + "\n")
+    sys.stderr.flush()
+
+
+class Connection(asyncio.Protocol):
+    """One worker."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._inbound = ipc.HostInbound(host.token)
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self.open: set[str] = set()
+
+    @property
+    def greeted(self) -> bool:
+        """Whether it has shown the token."""
+        return self._inbound.worker is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A peer connected; it has HELLO_S to show its token."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if not self._host.joined(self):
+            transport.abort()
+            return
+        self._deadline = asyncio.get_running_loop().call_later(HELLO_S, self._late)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Its jobs are cancelled at once."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._transport = None
+        self._host.left(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Messages of the worker."""
+        try:
+            messages = self._inbound.feed(data)
+            for message in messages:
+                self._host.message(self, message)
+        except ipc.FrameError as error:
+            self.drop(str(error))
+
+    def send(self, message: ipc.ToWorker) -> None:
+        """Write a message; never waits. Too many unsent bytes close the connection."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(ipc.frame(message))
+        if self._transport.get_write_buffer_size() > MAX_UNSENT:
+            self.drop("its worker does not read")
+
+    def drop(self, reason: str) -> None:
+        """Close without sending the rest."""
+        log("connection_dropped", engine=self._host.name, worker=self._inbound.worker, reason=reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close after the rest is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _late(self) -> None:
+        if not self.greeted:
+            self.drop("no hello in time")
+
+
+class Host:
+    """The loop's side: connections, who owns which job, and the process' end."""
+
+    def __init__(self, launch: EngineLaunch) -> None:
+        self.name = launch.name
+        self.token = launch.token
+        self._launch = launch
+        self._connections: set[Connection] = set()
+        self._owners: dict[str, Connection] = {}
+        self._state = ipc.Ready(False, reason="loading")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._done: asyncio.Future[int] | None = None
+        self._engine = EngineThread(launch, self.post, self)
+
+    async def run(self) -> int:
+        """Serve until stopped; the exit status."""
+        self._loop = asyncio.get_running_loop()
+        self._done = self._loop.create_future()
+        self._loop.add_signal_handler(signal.SIGTERM, self._finish, 0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the supervisor's to act on
+        if self._launch.parent_fd is not None:
+            os.set_blocking(self._launch.parent_fd, False)
+            self._loop.add_reader(self._launch.parent_fd, self._parent_spoke, self._launch.parent_fd)
+        listener = listen(self._launch.socket)
+        server = await self._loop.create_unix_server(lambda: Connection(self), sock=listener)
+        log("engine_loading", engine=self.name, kind=self._launch.kind, pid=os.getpid())
+        self._engine.start()
+        status = await self._done
+        server.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._launch.socket)  # noqa: PTH108  (pathlib here would only hide the same call from the linter)
+        for connection in list(self._connections):
+            connection.close()
+        await asyncio.sleep(0.05)  # last frames leave
+        if not self._engine.stop(STOP_S):
+            log("engine_thread_abandoned", engine=self.name)
+            os._exit(status)
+        return status
+
+    def post(self, call: Callable[..., None], *args: object) -> None:
+        """Run on the loop; for the engine thread."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *args)
+
+    # what the engine thread posts
+
+    def loaded(self, description: dict[str, object]) -> None:
+        """The model is up."""
+        log("engine_ready", engine=self.name, **description)
+        self._tell(ipc.Ready(True, description=description))
+
+    def load_failed(self, reason: str) -> None:
+        """The model did not load: say so and end."""
+        log("engine_load_failed", engine=self.name, reason=" ".join(reason.split()))
+        self._tell(ipc.Ready(False, failed=True, reason=reason))
+        self._finish(3)
+
+    def engine_failed(self, reason: str) -> None:
+        """The engine raised out of a step: its jobs fail by the closing connections, the process ends."""
+        log("engine_failed", engine=self.name, reason=" ".join(reason.split()))
+        self._finish(4)
+
+    def refuse(self, id: str, error: Exception) -> None:
+        """The engine did not take a job."""
+        message = ipc.refuse(id, error)
+        if message.error == "InternalError":
+            log("submit_failed", engine=self.name, id=id, error=message.detail)
+        if connection := self._forget(id):
+            connection.send(message)
+
+    def deliver(self, stepped: Stepped) -> None:
+        """Events of one step: one frame per connection."""
+        frames: dict[Connection, list[ipc.Batch]] = {}
+        for id, events in stepped:
+            connection = self._owners.get(id)
+            if connection is None or not events:
+                continue  # cancelled meanwhile
+            last = isinstance(events[-1], Usage | Failure)
+            frames.setdefault(connection, []).append(ipc.batch(id, list(events), last))
+            if last:
+                self._forget(id)
+        for connection, batches in frames.items():
+            connection.send(ipc.Events(tuple(batches)))
+
+    # what connections report
+
+    def joined(self, connection: Connection) -> bool:
+        """A connection was made. False: there are too many."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            log("connection_refused", engine=self.name, reason="too many connections")
+            return False
+        self._connections.add(connection)
+        return True
+
+    def left(self, connection: Connection) -> None:
+        """A connection is gone: so are its jobs."""
+        self._connections.discard(connection)
+        for id in list(connection.open):
+            self._forget(id)
+            self._engine.cancel(id)
+
+    def message(self, connection: Connection, message: ipc.ToHost) -> None:
+        """A message of a worker that has shown its token.
+
+        Raises:
+            FrameError: a message that no correct worker sends.
+        """
+        match message:
+            case ipc.Hello(worker=worker):
+                log("worker_connected", engine=self.name, worker=worker)
+                connection.send(self._state)
+            case ipc.Submit():
+                self._submit(connection, message)
+            case ipc.Cancel(id=id):
+                if self._owners.get(id) is connection:
+                    self._forget(id)
+                    self._engine.cancel(id)
+            case ipc.AskStats(number=number):
+                self._tell_figures(connection, number)
+
+    def _submit(self, connection: Connection, message: ipc.Submit) -> None:
+        if message.id in self._owners:
+            raise ipc.FrameError("a job id that is in use")
+        job = ipc.unpack_job(message.job)
+        if not self._state.ready:
+            error = UpstreamOverloaded("The model is being loaded.", code="model_loading", retry_after_ms=1000)
+            connection.send(ipc.refuse(message.id, error))
+        elif len(connection.open) >= MAX_OPEN:
+            connection.send(ipc.refuse(message.id, Overloaded("Too many requests are open.", retry_after_ms=1000)))
+        else:
+            self._owners[message.id] = connection
+            connection.open.add(message.id)
+            self._engine.submit(message.id, job)
+
+    def _tell_figures(self, connection: Connection, number: int) -> None:
+        if not self._state.ready:
+            connection.send(ipc.Stats(number, {}))
+            return
+        self._engine.figures(lambda figures: self.post(connection.send, ipc.Stats(number, figures)))
+
+    def _forget(self, id: str) -> Connection | None:
+        connection = self._owners.pop(id, None)
+        if connection is not None:
+            connection.open.discard(id)
+        return connection
+
+    def _tell(self, state: ipc.Ready) -> None:
+        self._state = state
+        for connection in list(self._connections):
+            if connection.greeted:
+                connection.send(state)
+
+    def _parent_spoke(self, fd: int) -> None:
+        try:
+            gone = os.read(fd, 4096) == b""
+        except BlockingIOError:
+            return
+        except OSError:
+            gone = True
+        if gone:
+            log("supervisor_gone", engine=self.name)
+            self._finish(0)
+
+    def _finish(self, status: int) -> None:
+        assert self._loop is not None
+        if self._launch.parent_fd is not None:
+            self._loop.remove_reader(self._launch.parent_fd)
+        if self._done is not None and not self._done.done():
+            self._done.set_result(status)
+
+
+def main() -> int:
+    """Read the launch, run the host, give its exit status."""
+    data = sys.stdin.buffer.read(MAX_LAUNCH + 1)
+    try:
+        launch = msgspec.json.decode(data[:MAX_LAUNCH], type=EngineLaunch)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log("bad_launch", reason=str(error))
+        return 2
+    if (problem := launch.problem()) is not None:
+        log("bad_launch", engine=launch.name, reason=problem)
+        return 2
+    try:
+        return asyncio.run(Host(launch).run())
+    except EngineLoadFailed as error:
+        log("engine_load_failed", engine=launch.name, reason=str(error))
+        return 3
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # native threads of an engine must not run destructors after main
