@@ -12,16 +12,13 @@ from typing import Literal
 import msgspec
 
 from backends.core.errors import BadRequest
-from gateway.config.snapshot import Snapshot
-from gateway.domain.principal import LimitSpec, Principal
+from gateway.domain.principal import LimitSpec
 from gateway.domain.settlement import Kind, Rule
 
 #: Lua numbers are doubles: above this, integers are no longer exact.
 MAX_AMOUNT = 2**53
 #: 400 days; longer rolling windows would outlive the ledger that restores them.
 MAX_WINDOW_MS = 400 * 86_400_000
-#: The scope of a default limit that each key has for itself.
-EACH_KEY = "key"
 #: An output cap that we choose ourselves is never below this.
 LEAST_OUTPUT_TOKENS = 16
 
@@ -44,22 +41,6 @@ class Demand(msgspec.Struct, frozen=True):
     def tokens(self) -> int:
         """The upper bound of what may be used: input plus the output cap of every choice."""
         return self.input_tokens + self.output_cap * self.choices
-
-
-def limits_of(principal: Principal, snapshot: Snapshot) -> tuple[LimitSpec, ...]:
-    """Every limit that applies to a principal: its own, its team's, and the defaults it has no own limit for.
-
-    A default of scope `key` counts for each key on its own, and yields to the key's own limit of the same unit and
-    window.
-    """
-    own = {(spec.unit, spec.window_ms) for spec in principal.limits}
-    team = snapshot.teams.get(principal.team_id)
-    defaults = (
-        msgspec.structs.replace(spec, scope=f"key:{principal.key_id}") if spec.scope == EACH_KEY else spec
-        for spec in snapshot.key_limits
-        if (spec.unit, spec.window_ms) not in own
-    )
-    return (*principal.limits, *(team.limits if team is not None else ()), *defaults)
 
 
 def checked(spec: LimitSpec) -> LimitSpec:
@@ -98,7 +79,7 @@ def rules_for(limits: Iterable[LimitSpec], demand: Demand, *, on_outage: Literal
     """The rules of one request, one per counter; where two limits share a counter the tighter one counts.
 
     Args:
-        limits: what `limits_of` gave.
+        limits: the principal's, own and shared.
         demand: this request's amounts.
         on_outage: for limits that do not say it themselves.
 

@@ -9,7 +9,7 @@ import msgspec
 from backends.core.errors import GatewayError
 from backends.core.request import GenerationRequest
 from gateway.domain.principal import LimitSpec
-from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, limits_of, rules_for
+from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, rules_for
 from gateway.limits.store import LimitExceeded
 from gateway.pipeline.clock import monotonic_us
 from gateway.pipeline.estimate import input_bound, output_cap, with_cap, with_defaults
@@ -33,7 +33,7 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     route, principal = tally.route, tally.principal
     assert route is not None and principal is not None
     prompt = tally.input_estimate = input_bound(call)
-    limits = limits_of(principal, view.snapshot)
+    limits = principal.limits
     call = msgspec.structs.replace(call, job=with_defaults(call.job, route.defaults))
     ours = (
         isinstance(call.job, GenerationRequest)

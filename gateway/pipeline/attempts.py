@@ -120,12 +120,10 @@ class Attempts:
             await self._leave(type(error), error, None)
             raise
         else:
-            record.ended_us = monotonic_us()
-            place.record(None, record.ended_us)
+            place.record(None, monotonic_us())
             return None
         record.error = failure
-        record.ended_us = monotonic_us()
-        place.record(failure, record.ended_us)
+        place.record(failure, monotonic_us())
         await self._leave(type(failure), failure, None)
         return failure
 
@@ -134,6 +132,7 @@ class Attempts:
         self._place = self._slot = self._opened = self._stream = None
         if place is not None:
             place.busy -= 1
+            self._tally.attempts[-1].ended_us = monotonic_us()
         try:
             if opened is not None and stream is not None:
                 await opened.__aexit__(kind, error, trace)

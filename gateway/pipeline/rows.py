@@ -12,7 +12,8 @@ from gateway.pipeline.estimate import generated
 from gateway.pipeline.tally import Tally
 from gateway.protocols.contract import Call
 
-_NOTHING = Usage(0, 0, source="estimated")
+#: The usage of a request that made nothing.
+NOTHING = Usage(0, 0, source="estimated")
 #: Errors of requests that no model was ever given: their request charge is returned too.
 _RETURNED = frozenset({"overloaded", "no_deployment", "draining", "model_loading"})
 
@@ -52,7 +53,7 @@ def usage_of(tally: Tally) -> Usage:
     if tally.usage is not None:
         return tally.usage
     if tally.call is None or not tally.deltas:
-        return _NOTHING
+        return NOTHING
     return generated(tally.call, tally.deltas, tally.delta_bytes)
 
 
@@ -79,7 +80,7 @@ def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
         cached_input_tokens=usage.cached_input_tokens,
         output_tokens=usage.output_tokens,
         reasoning_tokens=usage.reasoning_tokens,
-        usage_source=usage.source if usage is not _NOTHING else "none",
+        usage_source=usage.source if usage is not NOTHING else "none",
         cost_nusd=cost,
         attempts=len(tally.attempts),
         ttft_us=tally.first_event_us - tally.began_us if tally.first_event_us else 0,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
-from gateway.pipeline.rows import settlement
+from gateway.pipeline.rows import settlement, usage_of
 from gateway.pipeline.tally import Tally
 
 
@@ -41,4 +41,5 @@ class Settler:
                 self._store.void(tally.id)
             return None
         tally.settled = True
+        tally.usage = usage_of(tally)
         return self._store.settle(settlement(tally, wall_us(), monotonic_us()))

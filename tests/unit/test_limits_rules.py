@@ -1,9 +1,8 @@
 import pytest
 
 from backends.core.errors import BadRequest
-from gateway.config.snapshot import Snapshot, Team
-from gateway.domain.principal import LimitSpec, Principal
-from gateway.limits.rules import MAX_AMOUNT, Demand, largest_output, limits_of, rules_for
+from gateway.domain.principal import LimitSpec
+from gateway.limits.rules import MAX_AMOUNT, Demand, largest_output, rules_for
 
 ME = "key:3f2a"
 
@@ -77,26 +76,3 @@ def test_largest_output_is_what_the_tightest_token_limit_leaves_per_choice():
     assert largest_output(limits, Demand(100, choices=3)) == 100
     assert largest_output(limits, Demand(399)) == 16
     assert largest_output((LimitSpec(ME, "slots", 1),), Demand(100)) is None
-
-
-def test_limits_of_joins_own_team_and_defaults_without_an_own_limit():
-    own = LimitSpec(ME, "requests", 5, 60_000)
-    team = LimitSpec("team:red", "tokens", 100, 60_000)
-    snapshot = Snapshot(
-        version="1",
-        models={},
-        deployments={},
-        engines={},
-        teams={"red": Team("red", limits=(team,))},
-        key_limits=(
-            LimitSpec("key", "requests", 120, 60_000),
-            LimitSpec("key", "slots", 8),
-            LimitSpec("all", "requests", 9, 1000),
-        ),
-    )
-    assert limits_of(Principal("3f2a", team_id="red", limits=(own,)), snapshot) == (
-        own,
-        team,
-        LimitSpec(ME, "slots", 8),
-        LimitSpec("all", "requests", 9, 1000),
-    )
