@@ -1,0 +1,64 @@
+"""The one-method seam between a deployment's dialect and the network: send a request, read its response.
+
+A transport serves one deployment: it knows the base URL and the credential, and adds both. Dialects and backends
+never see either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+from backends.core.contracts import UpstreamRequest
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds that a transport bounds by itself. The wait for the first event is bounded above it, by its caller.
+
+    `connect_s`: name lookup, TCP and TLS. `write_s`: without progress while the request is being sent. `idle_s`: from
+    the first response byte on, between two reads (not while the consumer has paused reading). `total_s`: everything,
+    from the call to the last byte.
+    """
+
+    connect_s: float = 5.0
+    write_s: float = 30.0
+    idle_s: float = 60.0
+    total_s: float = 1800.0
+
+
+class Response:
+    """A response whose body is still coming.
+
+    `headers` have lower-case names; repeated ones are joined with ", ". `chunks` yields the body's bytes with the
+    transfer coding removed, one piece per network read (several when the consumer was slower), never empty. It raises
+    `BackendError` when the body breaks off.
+    """
+
+    __slots__ = ("chunks", "headers", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        self.chunks = chunks
+
+
+class Transport(Protocol):
+    """A way to one deployment's server."""
+
+    def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> AbstractAsyncContextManager[Response]:
+        """Send a request; entering returns once the response's head is there.
+
+        Leaving before the body was read to its end closes the connection at once; leaving never waits.
+
+        Raises:
+            UpstreamUnavailable: not reachable, or closed before it answered.
+            UpstreamProtocol: what came is not acceptable HTTP; redirects too.
+            UpstreamTruncated: it closed inside the response.
+            UpstreamTimeout: one of `Timeouts` ran out.
+        """
+
+    async def aclose(self) -> None:
+        """Close all connections; no response may be open."""
