@@ -19,7 +19,7 @@ MAX_FRAME = 16 << 20
 
 
 class Hello(msgspec.Struct, frozen=True, tag="h", array_like=True):
-    """Worker to gate, first. `boot` tells two incarnations of one worker apart; `held`: (serial, deployment)."""
+    """Worker to gate, first. `boot` tells two incarnations of one worker apart."""
 
     version: int
     worker: int
