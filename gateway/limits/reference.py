@@ -71,8 +71,7 @@ class _Rate:
         self.last = self.now(now_us)
         for gone in [old for old in self.charges if old < self.last - SUBWINDOWS]:
             del self.charges[gone]
-        if at >= self.last - SUBWINDOWS:
-            self.charges[at] = self.charges.get(at, 0) + min(amount, MAX_AMOUNT - sum(self.charges.values()))
+        self.charges[at] = self.charges.get(at, 0) + min(amount, MAX_AMOUNT - sum(self.charges.values()))
 
     def leaves_us(self, at: int) -> int:
         """When a sub-window stops counting."""
@@ -198,7 +197,9 @@ class Counters:
         """
         if kind == "rate":
             rate = self._rate(name, window_ms)
-            rate.add(min(admitted_us // rate.width, rate.now(now_us)), amount, now_us)
+            at = min(admitted_us // rate.width, rate.now(now_us))
+            if at >= rate.now(now_us) - SUBWINDOWS:
+                rate.add(at, amount, now_us)
         elif kind == "quota":
             ends_us = admitted_us + window_ms * 1000
             if ends_us > now_us:

@@ -1,0 +1,99 @@
+-- Charge every rule of one request, or none.
+-- KEYS  reservation, live, meta, rule...
+-- ARGV  id, deadline_us, lease_ms, number of rules, blob, then per rule: kind (r q l), limit, window_ms, cost
+-- ->    "1 now epoch config (remaining reset_ms)..."                         charged
+--       "0 now config index retry_after_ms (remaining reset_ms)..."          refused, nothing written
+--       "-1 now" past its deadline   "-2 now" this id was voided or used     nothing written
+-- The reservation is a string "<progress, 16 digits> <now> (<sub-window> <cost>)...;<blob>"; `blob` is for the sweeper.
+local id, lease_us, n = ARGV[1], tonumber(ARGV[3]) * 1000, tonumber(ARGV[4])
+if now > tonumber(ARGV[2]) then return '-1 ' .. int(now) end
+local meta = redis.call('HMGET', KEYS[3], 'epoch', 'config')
+local epoch, config = num(meta[1], 0), num(meta[2], 0)
+local after = '(' .. int(now)
+local read, refused, retry_us = {}, 0, 0
+
+for i = 1, n do
+  local key, arg = KEYS[3 + i], 5 + (i - 1) * 4
+  local kind, limit, window, cost = ARGV[arg + 1], tonumber(ARGV[arg + 2]), tonumber(ARGV[arg + 3]), tonumber(ARGV[arg + 4])
+  local r
+  if kind == 'r' then
+    r = rate(key, width_of(window))
+  elseif kind == 'q' then
+    r = {s = num(redis.call('GET', key), 0)}
+  else
+    r = {s = redis.call('ZCOUNT', key, after, '+inf')}
+  end
+  r.kind, r.limit, r.window, r.cost = kind, limit, window, cost
+  read[i] = r
+  local over = cost - (limit - r.s)
+  if over > 0 then
+    local wait
+    if kind == 'r' then
+      wait = rate_wait(key, width_of(window), r.k, over)
+    elseif kind == 'q' then
+      wait = window * 1000
+    else
+      local nth = redis.call('ZRANGEBYSCORE', key, after, '+inf', 'WITHSCORES', 'LIMIT', int(over - 1), 1)
+      wait = nth[2] and min(tonumber(nth[2]) - now, SLOT_RETRY_US) or SLOT_RETRY_US
+    end
+    if refused == 0 then refused = i end
+    retry_us = max(retry_us, wait)
+  end
+end
+if poisoned then return redis.error_reply('SYPOISON a counter holds what no script wrote') end
+
+local out
+if refused > 0 then
+  out = {'0', int(now), int(config), int(refused - 1), int(up_ms(retry_us))}
+else
+  local facts = {'0000000000000000', int(now)}
+  for i = 1, n do
+    facts[#facts + 1] = int(read[i].k or 0)
+    facts[#facts + 1] = int(read[i].cost)
+  end
+  local record = table.concat(facts, ' ') .. ';' .. ARGV[5]
+  if not redis.call('SET', KEYS[1], record, 'NX', 'PX', int(RECORD_TTL_MS)) then
+    return '-2 ' .. int(now)
+  end
+  local live = redis.pcall('ZADD', KEYS[2], int(now + lease_us), id)
+  if type(live) == 'table' then
+    redis.call('DEL', KEYS[1])
+    return live
+  end
+  redis.call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS))
+  if epoch == 0 then
+    epoch = now
+    redis.call('HSET', KEYS[3], 'epoch', int(epoch))
+  end
+  for i = 1, n do
+    local r, key = read[i], KEYS[3 + i]
+    if r.kind == 'r' then
+      charge(key, r.window, r, r.k, r.cost)
+      r.last = r.k
+    elseif r.kind == 'q' then
+      r.s = r.s + r.cost
+      redis.call('SET', key, int(r.s), 'PX', int(r.window))
+    else
+      redis.call('ZREMRANGEBYSCORE', key, '-inf', int(now))
+      redis.call('ZADD', key, int(now + lease_us), id)
+      redis.call('PEXPIRE', key, int(RECORD_TTL_MS))
+      r.s = r.s + 1
+    end
+  end
+  out = {'1', int(now), int(epoch), int(config)}
+end
+for i = 1, n do
+  local r, reset = read[i], 0
+  if r.s > 0 then
+    if r.kind == 'r' then
+      reset = up_ms((r.last + SUBWINDOWS + 1) * width_of(r.window) - now)
+    elseif r.kind == 'q' then
+      reset = r.window
+    else
+      reset = floor(lease_us / 1000)
+    end
+  end
+  out[#out + 1] = int(max(0, r.limit - r.s))
+  out[#out + 1] = int(reset)
+end
+return table.concat(out, ' ')

@@ -1,0 +1,155 @@
+"""What is said to the scripts, and what they answer: argument lists and replies as values. Pure.
+
+Keys are `sy1:{sy}:…`: a version and one hash tag, so that all keys of a call lie in one slot of a cluster.
+    r:<id> a reservation · c:<rule name> a counter · live expiry by reservation · meta epoch and configuration version
+    usage the outbox stream · acked last number written to SQL, by worker · sweeper the sweeper's lock
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.domain.settlement import Kind, LedgerRow, Progress, Rule, RuleState
+from gateway.domain.usage_stream import ACKED, PREFIX, STREAM
+from gateway.limits.scripts import Script
+
+Args = tuple[bytes | str | int, ...]
+
+LIVE = PREFIX + "live"
+META = PREFIX + "meta"
+SWEEPER = PREFIX + "sweeper"
+_LETTER: dict[Kind, str] = {"rate": "r", "quota": "q", "lease": "l"}
+_LONGEST_NAME = 160
+
+
+class Opening(msgspec.Struct, frozen=True, array_like=True):
+    """What the sweeper needs of a reservation whose holder vanished: `[rules, row]` as msgpack."""
+
+    rules: tuple[Rule, ...]
+    row: LedgerRow
+
+
+class Used(msgspec.Struct, frozen=True, array_like=True):
+    """One rule's actual amount: `[name, kind, window_ms, amount]`."""
+
+    name: str
+    kind: Kind
+    window_ms: int
+    amount: int
+
+
+class Closing(msgspec.Struct, frozen=True, array_like=True):
+    """A settlement as it is said to Redis and written to the spool file. `row` empty: a void.
+
+    `epoch` is that of the data that knew the admission, 0 when Redis did not know it. `seq` is the worker's number.
+    """
+
+    id: str
+    epoch: int
+    admitted_us: int
+    used: tuple[Used, ...]
+    row: bytes
+    worker: str
+    seq: int
+
+
+class AdmitReply(msgspec.Struct, frozen=True):
+    """An answer of admit.lua. `code` 1 charged, 0 refused by rule `index`, -1 too late, -2 the id was used."""
+
+    code: int
+    now_us: int
+    epoch: int = 0
+    config: int = 0
+    index: int = 0
+    retry_after_ms: int = 0
+    states: tuple[RuleState, ...] = ()
+
+
+class SettleReply(msgspec.Struct, frozen=True):
+    """An answer of settle.lua. `code` 1 settled, 2 row kept without a reservation, 0 nothing to do."""
+
+    code: int
+    now_us: int
+    acked: int
+    overruns: int
+
+
+def reservation_key(id: str) -> str:
+    """The key of a reservation."""
+    return f"{PREFIX}r:{id}"
+
+
+def counter_key(name: str) -> str:
+    """The key of a rule's counter; names of unreasonable length are hashed."""
+    if len(name) > _LONGEST_NAME:
+        name = "#" + hashlib.blake2b(name.encode(), digest_size=20).hexdigest()
+    return f"{PREFIX}c:{name}"
+
+
+def admit_args(script: Script, id: str, rules: Sequence[Rule], lease_ms: int, deadline_us: int, blob: bytes) -> Args:
+    """EVALSHA of an admission. `blob` is an `Opening`, packed."""
+    keys: list[bytes | str | int] = [reservation_key(id), LIVE, META]
+    args: list[bytes | str | int] = [id, deadline_us, lease_ms, len(rules), blob]
+    for rule in rules:
+        keys.append(counter_key(rule.name))
+        args += (_LETTER[rule.kind], rule.limit, rule.window_ms, rule.cost)
+    return ("EVALSHA", script.sha, len(keys), *keys, *args)
+
+
+def settle_args(script: Script, closing: Closing, *, again: bool) -> Args:
+    """EVALSHA of a settlement, or with the sweep script of an expired reservation."""
+    keys: list[bytes | str | int] = [reservation_key(closing.id), LIVE, META, ACKED, STREAM]
+    args: list[bytes | str | int] = [closing.id, closing.epoch, closing.admitted_us, len(closing.used), closing.row]
+    args += (closing.worker, closing.seq, int(again))
+    for used in closing.used:
+        keys.append(counter_key(used.name))
+        args += (_LETTER[used.kind], used.window_ms, used.amount)
+    return ("EVALSHA", script.sha, len(keys), *keys, *args)
+
+
+def renew_args(script: Script, live: Sequence[tuple[Progress, int]], deadline_us: int) -> Args:
+    """EVALSHA of a renewal of (progress, lease_ms) pairs."""
+    keys: list[bytes | str | int] = [LIVE]
+    args: list[bytes | str | int] = [deadline_us, len(live)]
+    for progress, lease_ms in live:
+        keys.append(reservation_key(progress.id))
+        keys += [counter_key(name) for name in progress.slots]
+        args += (progress.id, lease_ms, progress.output_tokens, len(progress.slots))
+    return ("EVALSHA", script.sha, len(keys), *keys, *args)
+
+
+def used_of(rules: Sequence[Rule], amounts: Sequence[int]) -> tuple[Used, ...]:
+    """Rules with the amounts that were really used."""
+    return tuple([Used(r.name, r.kind, r.window_ms, amount) for r, amount in zip(rules, amounts, strict=True)])
+
+
+def parse_admit(reply: bytes, rules: Sequence[Rule]) -> AdmitReply:
+    """The answer of admit.lua.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    numbers = [int(word) for word in reply.split()]
+    code, now_us = numbers[0], numbers[1]
+    if code < 0:
+        return AdmitReply(code, now_us)
+    head = 4 if code else 5
+    if len(numbers) != head + 2 * len(rules):
+        raise ValueError("admit.lua answered for other rules")
+    states = tuple([RuleState(rule, numbers[head + 2 * i], numbers[head + 2 * i + 1]) for i, rule in enumerate(rules)])
+    if code:
+        return AdmitReply(code, now_us, numbers[2], numbers[3], states=states)
+    return AdmitReply(code, now_us, 0, numbers[2], numbers[3], numbers[4], states)
+
+
+def parse_settle(reply: bytes) -> SettleReply:
+    """The answer of settle.lua and sweep.lua.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    code, now_us, acked, overruns = (int(word) for word in reply.split())
+    return SettleReply(code, now_us, acked, overruns)
