@@ -102,7 +102,7 @@ def _read(value: dict[str, Any], raw: str) -> Envelope:
             number = _number(int(candidate))
             break
     return Envelope(
-        message=_text(value.get("message")) or _text(value.get("text")),
+        message=_text(value.get("message")) or (_text(value.get("text")) if "error_code" in value else ""),
         type=_text(value.get("type")),
         code="context_length_exceeded" if code == 40303 else _text(code),
         param=_text(value.get("param")),

@@ -1,0 +1,327 @@
+"""Generations as OpenAI-like servers answer them, turned into events: the decoder of `openai_compatible`.
+
+Rules, each with a fixture: one Finish per choice; role-only and empty deltas say nothing; running usage totals are
+not summed and impossible ones are dropped, so that the gateway counts; an error in any envelope ends the stream, and
+`[DONE]` after it is no success; a body that ends without the terminator that the quirks declare is `truncated`; what
+comes after the end, or for a choice that has finished, is ignored. A body is read by its own first byte as events or
+as JSON: some servers answer JSON to `stream: true`, and errors under 200.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from backends.core.events import (
+    Event,
+    Failure,
+    Finish,
+    FinishReason,
+    ReasoningDelta,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+)
+from backends.core.request import GenerationRequest
+from backends.dialects.openai_details import read_arguments, read_logprobs, read_usage
+from backends.parsing import failures
+from backends.parsing.callpieces import CallIds, CallPieces
+from backends.parsing.sse import SseEvent, SseParser
+from backends.parsing.stops import StopCutter
+from backends.parsing.utf8 import mend_escapes
+from backends.wire.openai_chat import EMPTY, ChoicePiece, Chunk, Delta
+
+if TYPE_CHECKING:
+    from backends.dialects.openai_compatible import Quirks
+
+#: Largest unary body in bytes; the transport has its own bound too.
+MAX_BODY_BYTES = 256 * 1024 * 1024
+_UNREADABLE = (ValueError, RecursionError)
+_SSE_BEGINS = b"d:eir\xef"
+#: Finish reasons by backend. TGI: eos_token, stop_sequence; api_like_OAI: length_limit; LMDeploy: parse_error.
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "eos": "stop", "end_turn": "stop", "length": "length",
+    "length_limit": "length", "limit": "length", "max_tokens": "length", "model_length": "length", "tool_calls": "tool_calls",
+    "function_call": "tool_calls", "tool_use": "tool_calls", "content_filter": "content_filter", "refusal": "content_filter",
+}  # fmt: skip
+_ABORTED = frozenset({"abort", "error", "cancelled"})
+_read = msgspec.json.Decoder(Chunk).decode
+_read_any = msgspec.json.Decoder().decode
+
+
+class _Choice(msgspec.Struct):
+    """What is known of one choice so far."""
+
+    index: int
+    calls: CallPieces
+    cutter: StopCutter | None = None
+    spoke: bool = False
+    reason: FinishReason | None = None
+
+
+class GenerationDecoder:
+    """Chat and completion answers, streamed or whole."""
+
+    def __init__(self, job: GenerationRequest, quirks: Quirks) -> None:
+        self._job = job
+        self._quirks = quirks
+        self._infer_length = quirks.infer_length and bool(job.prompts)
+        self._parser = SseParser()
+        self._body: bytearray | None = None
+        self._framed = self._started = self._begun = self._ended = False
+        self._choices: dict[int, _Choice] = {}
+        self._ids = CallIds()
+        self._usage = EMPTY
+
+    def feed(self, data: bytes, /) -> list[Event]:
+        """Events completed by these bytes."""
+        out: list[Event] = []
+        if not self._framed:
+            data = self._sniff(data)
+        if self._ended or not data:
+            return out
+        if self._body is not None:
+            self._body += data
+            if len(self._body) > MAX_BODY_BYTES:
+                self._fail(failures.protocol(f"a body of more than {MAX_BODY_BYTES} bytes"), out)
+            return out
+        for event in self._parser.feed(data):
+            self._event(event, out)
+            if self._ended:
+                return out
+        if self._parser.broken:
+            self._fail(failures.protocol(self._parser.broken), out)
+        return out
+
+    def close(self) -> list[Event]:
+        """The body has ended."""
+        out: list[Event] = []
+        if self._ended:
+            return out
+        if self._body is not None:
+            self._whole(bytes(self._body), out)
+            return out
+        for event in self._parser.close():
+            if not event.data.startswith(b"[DONE]") and self._chunk_of(event.data) is None:
+                self._fail(failures.truncated("the body ended inside an event"), out)
+            if not self._ended:
+                self._event(event, out)
+        if self._ended:
+            return out
+        clean = self._quirks.terminator
+        finished = self._choices and all(choice.reason for choice in self._choices.values())
+        if clean == "close" or (clean == "finish" and finished and len(self._choices) >= self._job.choices):
+            self._end(out)
+        else:
+            self._fail(failures.truncated("the body ended before the stream's terminator"), out)
+        return out
+
+    def _sniff(self, data: bytes) -> bytes:
+        """Decide by the first byte whether events or a JSON body come."""
+        data = data.lstrip(b" \t\r\n")
+        if data:
+            self._framed = True
+            if data[0] not in _SSE_BEGINS:
+                self._body = bytearray()
+        return data
+
+    def _chunk_of(self, data: bytes) -> Chunk | None:
+        try:
+            return _read(data)
+        except _UNREADABLE:
+            pass
+        mended = mend_escapes(data)
+        if mended != data:
+            try:
+                return _read(mended)
+            except _UNREADABLE:
+                pass
+        return None
+
+    def _event(self, event: SseEvent, out: list[Event]) -> None:
+        data = event.data
+        if data.startswith(b"[DONE]"):
+            self._end(out)
+            return
+        try:
+            chunk = _read(data)
+        except _UNREADABLE:
+            mended = self._chunk_of(data)
+            if mended is None:
+                self._unreadable(data, out)
+                return
+            chunk = mended
+        if event.name == "error":
+            self._error(data, out)
+        elif chunk.choices is None or chunk.error is not EMPTY:
+            self._odd(chunk, data, out)
+        else:
+            self._chunk(chunk, out)
+
+    def _whole(self, body: bytes, out: list[Event]) -> None:
+        """A unary body: one chunk with everything in it."""
+        chunk = self._chunk_of(body)
+        if chunk is None:
+            self._unreadable(body, out)
+            return
+        if chunk.choices is None or chunk.error is not EMPTY:
+            self._odd(chunk, body, out)
+        else:
+            self._chunk(chunk, out)
+        if not self._ended:
+            self._end(out)
+
+    def _unreadable(self, data: bytes, out: list[Event]) -> None:
+        """Not a chunk: an error with a strange neighbour, or garbage."""
+        try:
+            value = _read_any(data)
+        except _UNREADABLE:
+            value = None
+        if isinstance(value, dict) and value.get("error"):
+            self._error(data, out)
+        else:
+            self._fail(failures.protocol("not a chunk", data), out)
+
+    def _odd(self, chunk: Chunk, data: bytes, out: list[Event]) -> None:
+        """No choices, or an `error` key: an error in some envelope, or something to pass over (a ping)."""
+        if chunk.error is not EMPTY and bytes(chunk.error) not in (b"null", b'""', b"{}", b"false"):
+            self._error(data, out)
+        elif chunk.choices is not None:
+            self._chunk(chunk, out)
+        elif chunk.usage is not EMPTY:
+            self._usage = chunk.usage
+        elif failures.envelope(data).message:
+            self._error(data, out)
+
+    def _error(self, data: bytes, out: list[Event]) -> None:
+        self._fail(failures.event(failures.stream_failure(data, begun=self._begun)), out)
+
+    def _fail(self, failure: Failure, out: list[Event]) -> None:
+        self._ended = True
+        self._body = None
+        out.append(failure)
+
+    def _chunk(self, chunk: Chunk, out: list[Event]) -> None:
+        if not self._started:
+            self._started = True
+            out.append(Started(chunk.model or ""))
+        if chunk.usage is not EMPTY and bytes(chunk.usage) != b"null":
+            self._usage = chunk.usage
+        for piece in chunk.choices or ():
+            choice = self._choices.get(piece.index)
+            if choice is None:
+                choice = self._open(piece.index, out)
+            if choice is None or self._ended:
+                return
+            if choice.reason is None:
+                self._piece(choice, piece, out)
+
+    def _open(self, index: int, out: list[Event]) -> _Choice | None:
+        if not 0 <= index < self._job.choices:
+            self._fail(failures.protocol(f"choice {index} of {self._job.choices}"), out)
+            return None
+        cutter = StopCutter(self._job.sampling.stop) if self._quirks.cut_stops and self._job.sampling.stop else None
+        choice = self._choices[index] = _Choice(index, CallPieces(index, self._ids), cutter)
+        return choice
+
+    def _piece(self, choice: _Choice, piece: ChoicePiece, out: list[Event]) -> None:
+        delta = piece.delta if piece.delta is not None else piece.message
+        text = piece.text
+        if delta is not None:
+            text = delta.content
+            if reasoning := delta.reasoning_content or delta.reasoning:
+                choice.spoke = self._begun = True
+                out.append(ReasoningDelta(reasoning, choice.index))
+        if piece.logprobs is not EMPTY and self._job.top_logprobs is not None:
+            self._text(choice, text or "", piece, out)
+        elif text:
+            if choice.cutter is None and not piece.finish_reason:
+                choice.spoke = self._begun = True
+                out.append(TextDelta(text, choice.index))
+            else:
+                self._text(choice, text, piece, out)
+        if delta is not None and (delta.refusal or delta.tool_calls):
+            self._others(choice, delta, piece.message is not None, out)
+        if piece.finish_reason:
+            self._reason(choice, piece.finish_reason, out)
+
+    def _text(self, choice: _Choice, text: str, piece: ChoicePiece, out: list[Event]) -> None:
+        """Text that needs a second look: the last of its choice, with logprobs, or with stop strings to be cut."""
+        if piece.finish_reason == "eos_token":
+            for special in self._quirks.eos_texts:
+                text = text.removesuffix(special)
+        if choice.cutter is not None:
+            text, _ = choice.cutter.feed(text)
+        tokens: tuple[TokenLogprob, ...] = ()
+        if piece.logprobs is not EMPTY and self._job.top_logprobs is not None:
+            try:
+                tokens = read_logprobs(piece.logprobs)
+            except _UNREADABLE:
+                self._fail(failures.protocol("unreadable logprobs", bytes(piece.logprobs)), out)
+                return
+        if text or tokens:
+            choice.spoke = self._begun = True
+            out.append(TextDelta(text, choice.index, tokens))
+
+    def _others(self, choice: _Choice, delta: Delta, whole: bool, out: list[Event]) -> None:
+        """A refusal, and tool calls."""
+        choice.spoke = self._begun = True
+        if delta.refusal:
+            out.append(RefusalDelta(delta.refusal, choice.index))
+        for piece in delta.tool_calls or ():
+            function = piece.function
+            try:
+                arguments = read_arguments(function.arguments) if function else ""
+            except _UNREADABLE:
+                self._fail(failures.protocol("unreadable tool arguments"), out)
+                return
+            name = (function.name or "") if function else ""
+            call = choice.calls.feed(
+                piece.index, piece.id or "", name, arguments, whole=whole or (self._quirks.whole_calls and bool(name))
+            )
+            if call is not None:
+                out.append(call)
+
+    def _reason(self, choice: _Choice, said: str, out: list[Event]) -> None:
+        if self._ended:
+            return
+        if said in _ABORTED or (said == "parse_error" and not choice.spoke):
+            self._fail(
+                failures.event(failures.verdict(500, failures.Envelope("The backend aborted the answer.", raw=said), None)), out
+            )
+            return
+        if choice.cutter is not None and (rest := choice.cutter.close()):
+            choice.spoke = self._begun = True
+            out.append(TextDelta(rest, choice.index))
+        reason = _FINISH.get(said, "stop")
+        choice_of_ours = self._job.tool_choice
+        forced = choice_of_ours is not None and choice_of_ours.mode == "function"
+        if reason == "stop" and choice.calls.count and not forced:
+            reason = "tool_calls"
+        choice.reason = reason
+        if not self._infer_length:
+            out.append(Finish(reason, choice.index))
+
+    def _end(self, out: list[Event]) -> None:
+        """The clean end: what the backend left unsaid is settled."""
+        usage = read_usage(self._usage, spoke=self._begun)
+        if self._choices and len(self._choices) < self._job.choices:
+            self._fail(failures.protocol(f"{len(self._choices)} choices instead of {self._job.choices}"), out)
+            return
+        if not self._choices:
+            self._fail(failures.truncated("an answer without any choice"), out)
+            return
+        most = self._job.sampling.max_tokens
+        full = usage is not None and most is not None and self._job.choices == 1 and usage.output_tokens >= most
+        for choice in self._choices.values():
+            said = choice.reason
+            if said is None:
+                self._reason(choice, "length" if full and not choice.calls.count else "stop", out)
+            if self._infer_length and choice.reason:
+                reason: FinishReason = "length" if full and choice.reason == "stop" else choice.reason
+                out.append(Finish(reason, choice.index))
+        if usage is not None:
+            out.append(usage)
+        self._ended = True

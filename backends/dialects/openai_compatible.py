@@ -1,0 +1,246 @@
+"""Any server that speaks OpenAI's `/chat/completions`, `/completions` and `/embeddings`.
+
+Source: openai-openapi spec 2.3.0 (2026-08-21); what servers do differently is data (`Quirks`), one line each in
+`backends.registry`, read in the servers' sources at the versions named there. `base_url` ends in `/v1`.
+
+Unary jobs go upstream unary: what an answer costs, and which limits apply, may differ between the two forms at paid
+services. Both give the same events. Streams always ask for usage where the server knows `stream_options`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
+from backends.core.contracts import Decoder, UpstreamRequest
+from backends.core.errors import BackendError
+from backends.core.request import (
+    EmbeddingRequest,
+    GenerationRequest,
+    ImageInput,
+    Job,
+    Message,
+    Part,
+    Prompt,
+    Text,
+    Tool,
+)
+from backends.dialects.openai_answers import GenerationDecoder
+from backends.dialects.openai_embeddings import EmbeddingDecoder
+from backends.parsing import failures
+
+#: What OpenAI's own API takes.
+OPENAI = OPENAI_SAMPLING | {
+    *("chat", "completions", "embeddings", "dimensions", "token_input", "n", "tools", "tool_choice", "parallel_tool_calls"),
+    *("response_format.json_object", "response_format.json_schema", "reasoning_effort", "logprobs", "suffix", "image_url"),
+}
+_JSON: Mapping[str, str] = {"content-type": "application/json"}
+#: Sampling fields whose encoding is not simply "name: value".
+_SPECIAL = frozenset({"max_tokens", "stop", "logit_bias"})
+_PLAIN = tuple(sorted((OPENAI_SAMPLING | LOCAL_SAMPLING) - _SPECIAL))
+
+
+class Quirks(msgspec.Struct, frozen=True):
+    """How one kind of server differs from OpenAI's own.
+
+    Attributes:
+        adds, lacks: capabilities beyond, and missing from, OpenAI's.
+        spelling: our sampling names to its own; "" = it has none, never sent.
+        chat_cap: its name of the output cap in chat (completions always say `max_tokens`).
+        terminator: its clean end of a stream. `done`: `[DONE]`; `finish`: every choice's finish_reason, then close;
+            `close`: close alone.
+        stream_usage: it knows `stream_options.include_usage`.
+        developer_role: it knows the role; else it becomes `system`.
+        string_content: message text must be one string, never a list of parts.
+        reasoning_field: where an earlier turn's reasoning goes; "" = it is not sent.
+        logit_bias: a map from token id, or a list of [id, bias] pairs.
+        named_tool: how one tool is forced. `object`: OpenAI's form; `only`: send that tool alone, and `required`.
+        schema_field: where a bare JSON schema (without the name that `json_schema` requires) goes.
+        grammar_field: where a GBNF grammar goes.
+        open_top_p: `top_p` must be below 1; 1 means the same as leaving it out.
+        base64_vectors: it can answer `encoding_format: base64`.
+        whole_calls: each piece with a function name is a tool call of its own.
+        cut_stops: it leaves the stop string in the text.
+        eos_texts: special tokens that it shows as text before the finish reason `eos_token`.
+        infer_length: its completions' finish reason does not tell `length` from `stop`.
+    """
+
+    name: str
+    adds: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
+    spelling: tuple[tuple[str, str], ...] = ()
+    chat_cap: Literal["max_completion_tokens", "max_tokens"] = "max_tokens"
+    terminator: Literal["done", "finish", "close"] = "done"
+    stream_usage: bool = True
+    developer_role: bool = False
+    string_content: bool = False
+    reasoning_field: str = ""
+    logit_bias: Literal["map", "pairs"] = "map"
+    named_tool: Literal["object", "only"] = "object"
+    schema_field: tuple[str, ...] = ("response_format",)
+    grammar_field: tuple[str, ...] = ()
+    open_top_p: bool = False
+    base64_vectors: bool = False
+    whole_calls: bool = False
+    cut_stops: bool = False
+    eos_texts: tuple[str, ...] = ()
+    infer_length: bool = False
+
+
+class OpenAICompatible:
+    """The dialect, with one server's quirks."""
+
+    name = "openai_compatible"
+    needs_prompt = False
+
+    def __init__(self, quirks: Quirks) -> None:
+        self.quirks = quirks
+        self._spelling = tuple((ours, dict(quirks.spelling).get(ours, ours)) for ours in _PLAIN)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this kind of server can do."""
+        return (OPENAI | self.quirks.adds) - self.quirks.lacks
+
+    def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
+        """The request for a job. `prompts`, where given, take the place of the job's own conversation."""
+        if isinstance(job, EmbeddingRequest):
+            return UpstreamRequest("POST", "/embeddings", _JSON, msgspec.json.encode(self._embedding(job)))
+        prompts = prompts or job.prompts
+        body: dict[str, object] = {"model": job.model, "stream": job.stream}
+        if job.stream and self.quirks.stream_usage:
+            body["stream_options"] = {"include_usage": True}
+        if prompts:
+            inputs = [list(one.tokens) if one.tokens is not None else one.text for one in prompts]
+            body["prompt"] = inputs[0] if len(inputs) == 1 else inputs
+            if job.suffix:
+                body["suffix"] = job.suffix
+            if job.top_logprobs is not None:
+                body["logprobs"] = job.top_logprobs
+        else:
+            body["messages"] = [self._message(message) for message in job.messages]
+            self._tools(job, body)
+            if job.top_logprobs is not None:
+                body["logprobs"] = True
+                body["top_logprobs"] = job.top_logprobs
+        self._sampling(job, "max_tokens" if prompts else self.quirks.chat_cap, body)
+        self._output(job, body)
+        if job.n > 1:
+            body["n"] = job.n
+        if job.reasoning_effort is not None:
+            body["reasoning_effort"] = job.reasoning_effort
+        path = "/completions" if prompts else "/chat/completions"
+        return UpstreamRequest("POST", path, _JSON, msgspec.json.encode(body))
+
+    def decoder(self, job: Job) -> Decoder:
+        """A fresh decoder of a 2xx response's body."""
+        return EmbeddingDecoder(job) if isinstance(job, EmbeddingRequest) else GenerationDecoder(job, self.quirks)
+
+    def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+        """The error that a non-2xx response stands for."""
+        return failures.failure(status, headers, body)
+
+    def _embedding(self, job: EmbeddingRequest) -> dict[str, object]:
+        body: dict[str, object] = {
+            "model": job.model,
+            "input": [list(one.tokens) if one.tokens is not None else one.text for one in job.inputs],
+            "encoding_format": "base64" if self.quirks.base64_vectors else "float",
+        }
+        if job.dimensions is not None:
+            body["dimensions"] = job.dimensions
+        return body
+
+    def _sampling(self, job: GenerationRequest, cap: str, body: dict[str, object]) -> None:
+        sampling = job.sampling
+        if sampling.max_tokens is not None:
+            body[cap] = sampling.max_tokens
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.logit_bias:
+            pairs = self.quirks.logit_bias == "pairs"
+            body["logit_bias"] = list(sampling.logit_bias) if pairs else {str(id): bias for id, bias in sampling.logit_bias}
+        for ours, theirs in self._spelling:
+            value = getattr(sampling, ours)
+            if value is not None and theirs and not (ours == "top_p" and value >= 1 and self.quirks.open_top_p):
+                body[theirs] = value
+
+    def _output(self, job: GenerationRequest, body: dict[str, object]) -> None:
+        output = job.output
+        if output.kind == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        elif output.kind == "grammar":
+            _put(body, self.quirks.grammar_field, output.grammar)
+        elif output.kind == "json_schema" and not output.name and self.quirks.schema_field != ("response_format",):
+            _put(body, self.quirks.schema_field, output.schema)
+        elif output.kind == "json_schema":
+            schema: dict[str, object] = {"name": output.name or "answer", "schema": output.schema}
+            if output.strict is not None:
+                schema["strict"] = output.strict
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+
+    def _tools(self, job: GenerationRequest, body: dict[str, object]) -> None:
+        if not job.tools:
+            return
+        choice = job.tool_choice
+        tools = job.tools
+        if choice is not None and choice.mode == "function":
+            if self.quirks.named_tool == "only":
+                tools = tuple(tool for tool in tools if tool.name == choice.name)
+                body["tool_choice"] = "required"
+            else:
+                body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        elif choice is not None:
+            body["tool_choice"] = choice.mode
+        body["tools"] = [_tool(tool) for tool in tools]
+        if job.parallel_tool_calls is not None:
+            body["parallel_tool_calls"] = job.parallel_tool_calls
+
+    def _message(self, message: Message) -> dict[str, object]:
+        role = "system" if message.role == "developer" and not self.quirks.developer_role else message.role
+        wire: dict[str, object] = {"role": role}
+        parts = message.parts
+        if all(isinstance(part, Text) for part in parts) and (len(parts) < 2 or self.quirks.string_content):
+            if parts or not (message.tool_calls or message.refusal):
+                wire["content"] = message.text
+        else:
+            wire["content"] = [_part(part) for part in parts]
+        if message.name:
+            wire["name"] = message.name
+        if message.tool_calls:
+            wire["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id:
+            wire["tool_call_id"] = message.tool_call_id
+        if message.refusal:
+            wire["refusal"] = message.refusal
+        if message.reasoning and self.quirks.reasoning_field:
+            wire[self.quirks.reasoning_field] = message.reasoning
+        return wire
+
+
+def _put(body: dict[str, object], path: tuple[str, ...], value: object) -> None:
+    """Set a value at a path of keys; an empty path means that the server has no place for it."""
+    for key in reversed(path):
+        value = {key: value}
+    if path and isinstance(value, dict):
+        body.update(value)
+
+
+def _part(part: Part) -> dict[str, object]:
+    if isinstance(part, ImageInput):
+        return {"type": "image_url", "image_url": {"url": part.url, "detail": part.detail}}
+    return {"type": "text", "text": part.text}
+
+
+def _tool(tool: Tool) -> dict[str, object]:
+    function: dict[str, object] = {"name": tool.name, "parameters": tool.parameters}
+    if tool.description:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}

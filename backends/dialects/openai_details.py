@@ -1,0 +1,87 @@
+"""The parts of an OpenAI-like answer that servers shape differently: usage, logprobs, tool arguments."""
+
+from __future__ import annotations
+
+import msgspec
+
+from backends.core.events import Candidate, TokenLogprob
+from backends.core.usage import Usage
+from backends.wire.openai_chat import EMPTY, LogprobsWire, TokenWire
+
+#: Token counts from here on are nonsense.
+_ABSURD = 10**9
+_read_any = msgspec.json.Decoder().decode
+_read_text = msgspec.json.Decoder(str).decode
+_read_logprobs = msgspec.json.Decoder(LogprobsWire).decode
+
+
+def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
+    """Usage as told, or None when it cannot be true: absent, negative, no integers, absurd, or zeros for a real answer."""
+    try:
+        told = _read_any(raw) if raw is not EMPTY else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(told, dict):
+        return None
+    prompt, completion = told.get("prompt_tokens"), told.get("completion_tokens", 0)
+    if type(prompt) is not int or type(completion) is not int:
+        return None
+    if not 0 < prompt < _ABSURD or not 0 <= completion < _ABSURD or (spoke and completion == 0):
+        return None
+    cached = _detail(told.get("prompt_tokens_details"), "cached_tokens", prompt)
+    reasoning = _detail(told.get("completion_tokens_details"), "reasoning_tokens", completion)
+    return Usage(prompt, completion, cached, reasoning)
+
+
+def _detail(details: object, name: str, most: int) -> int:
+    count = details.get(name) if isinstance(details, dict) else None
+    return count if type(count) is int and 0 <= count <= most else 0
+
+
+def read_arguments(raw: msgspec.Raw) -> str:
+    """Arguments as text: a JSON string is decoded, an object is taken as it stands; "" for none.
+
+    Raises:
+        ValueError: a broken string.
+    """
+    if raw is EMPTY:
+        return ""
+    data = bytes(raw)
+    if data == b"null":
+        return ""
+    return _read_text(data) if data.startswith(b'"') else data.decode()
+
+
+def read_logprobs(raw: msgspec.Raw) -> tuple[TokenLogprob, ...]:
+    """Logprobs of chat's or of legacy completions' form; () for null.
+
+    Raises:
+        ValueError: neither form.
+    """
+    if bytes(raw) == b"null":
+        return ()
+    wire = _read_logprobs(raw)
+    if wire.content is not None:
+        return tuple(_token(token) for token in wire.content)
+    tops = wire.top_logprobs or []
+    return tuple(
+        TokenLogprob(
+            token,
+            token.encode(),
+            logprob,
+            tuple(
+                Candidate(text, text.encode(), value)
+                for text, value in sorted((tops[n] or {}).items() if n < len(tops) else (), key=lambda pair: -pair[1])
+            ),
+        )
+        for n, (token, logprob) in enumerate(zip(wire.tokens or (), wire.token_logprobs or (), strict=False))
+        if logprob is not None
+    )
+
+
+def _token(wire: TokenWire) -> TokenLogprob:
+    top = tuple(
+        Candidate(one.token, bytes(one.bytes) if one.bytes is not None else one.token.encode(), one.logprob)
+        for one in wire.top_logprobs or ()
+    )
+    return TokenLogprob(wire.token, bytes(wire.bytes) if wire.bytes is not None else wire.token.encode(), wire.logprob, top)

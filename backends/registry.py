@@ -1,0 +1,147 @@
+"""The one place that asks "which dialect, which quirks, which engine?".
+
+Engines are named as strings, `module:Class`: a worker never imports one. Sources of the quirks, read 2026-11-21:
+vLLM 0.33 wheel, llama.cpp server as vendored in llama-cpp-python 0.3.36, Ollama fb30760, text-generation-inference
+db931fc, SGLang 0.5.23, transformers 5.23, LocalAI 2026-08, LMDeploy 0.18, FastChat 0.2.36, Triton server e1db8a6
+(`python/openai`), TensorRT-LLM 2026 (`trtllm-serve`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from backends.core.capabilities import LOCAL_SAMPLING
+from backends.core.contracts import Dialect
+from backends.dialects.openai_compatible import OpenAICompatible, Quirks
+
+_NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+_NO_SUFFIX = frozenset({"suffix", "reasoning_effort"})
+_LLAMA = LOCAL_SAMPLING - {"min_tokens"}
+_EOS_TEXTS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<end_of_turn>")
+
+_QUIRKS = (
+    # OpenAI's own API, and what answers like it.
+    Quirks("openai", chat_cap="max_completion_tokens", developer_role=True, base64_vectors=True),
+    # An OpenAI-like server of which nothing is known but that it is older than `max_completion_tokens`.
+    Quirks("generic", lacks=_NO_SUFFIX, string_content=True),
+    # `guided_*` is silently ignored since 0.12; `reasoning` was `reasoning_content`.
+    Quirks(
+        "vllm",
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}),
+        chat_cap="max_completion_tokens",
+        reasoning_field="reasoning",
+        schema_field=("structured_outputs", "json"),
+        grammar_field=("structured_outputs", "grammar"),
+        base64_vectors=True,
+    ),
+    # llama.cpp's `/v1`: best_of and suffix must not even be present; logit_bias pairs work on all versions; the object
+    # form of tool_choice is not read.
+    Quirks(
+        "llamacpp",
+        adds=_LLAMA | {"grammar"},
+        lacks=_NO_SUFFIX | {"dimensions"},
+        spelling=(("repetition_penalty", "repeat_penalty"), ("min_tokens", "")),
+        reasoning_field="reasoning_content",
+        logit_bias="pairs",
+        named_tool="only",
+        grammar_field=("grammar",),
+        base64_vectors=True,
+    ),
+    # Ollama's `/v1`; prefer the native dialect: here an error in mid-stream is lost upstream.
+    Quirks(
+        "ollama",
+        lacks=frozenset({"n", "logit_bias", "tool_choice", "parallel_tool_calls", "token_input", "logprobs"}),
+        reasoning_field="reasoning",
+        whole_calls=True,
+    ),
+    # TGI's Messages API: presence_penalty would become a repetition_penalty, n is ignored, a stream of a tool call may
+    # end without finish_reason, `/v1/completions` shows special tokens.
+    Quirks(
+        "tgi",
+        lacks=_NO_SUFFIX | {"presence_penalty", "logit_bias", "n", "embeddings", "token_input", "parallel_tool_calls"},
+        spelling=(("presence_penalty", ""), ("repetition_penalty", "")),
+        open_top_p=True,
+        cut_stops=True,
+        eos_texts=_EOS_TEXTS,
+    ),
+    Quirks(
+        "sglang",
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}),
+        lacks=frozenset({"suffix"}),
+        reasoning_field="reasoning_content",
+        grammar_field=("ebnf",),
+    ),
+    # No `[DONE]`; unknown fields are refused; usage comes unasked on the last chunk.
+    Quirks(
+        "transformers",
+        lacks=_NO_SUFFIX | {"n", "logit_bias", "logprobs", "embeddings", "token_input", "parallel_tool_calls", "tool_choice"},
+        terminator="finish",
+        stream_usage=False,
+    ),
+    Quirks(
+        "localai",
+        adds=_LLAMA | {"grammar"},
+        lacks=_NO_SUFFIX | {"logprobs", "token_input"},
+        spelling=(("repetition_penalty", "repeat_penalty"), ("min_tokens", "")),
+        grammar_field=("grammar",),
+    ),
+    Quirks(
+        "lmdeploy",
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens"}),
+        lacks=_NO_SUFFIX | {"embeddings", "token_input"},
+        spelling=(("min_tokens", "min_new_tokens"),),
+        reasoning_field="reasoning_content",
+    ),
+    # No usage in streams; errors are 400 with a five-digit code.
+    Quirks(
+        "fastchat",
+        adds=frozenset({"top_k"}),
+        lacks=_NO_SUFFIX | _NO_TOOLS | {"logit_bias", "response_format.json_object", "response_format.json_schema", "seed"},
+        stream_usage=False,
+    ),
+    # Triton's own OpenAI frontend: completions always say `stop`.
+    Quirks(
+        "triton",
+        lacks=_NO_SUFFIX | {"n", "logit_bias", "response_format.json_object", "response_format.json_schema", "logprobs"},
+        infer_length=True,
+    ),
+    # `extra="forbid"`: nothing may be sent that it does not know.
+    Quirks(
+        "trtllm",
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos"}),
+        lacks=_NO_SUFFIX | {"embeddings"},
+    ),
+)
+
+#: Quirks by name.
+QUIRKS: Mapping[str, Quirks] = MappingProxyType({quirks.name: quirks for quirks in _QUIRKS})
+#: What makes a dialect from its quirks ("" = none stated).
+DIALECTS: Mapping[str, Callable[[str], Dialect]] = MappingProxyType(
+    {"openai_compatible": lambda quirks: OpenAICompatible(_quirks(quirks or "openai"))}
+)
+#: Engine kinds to `module:Class`.
+ENGINES: Mapping[str, str] = MappingProxyType(
+    {
+        "llamacpp": "backends.engines.llamacpp.engine:LlamaCppEngine",
+        "scripted": "backends.engines.scripted:ScriptedEngine",
+    }
+)
+
+
+def dialect(name: str, quirks: str = "") -> Dialect:
+    """The dialect of that name, with that server's quirks.
+
+    Raises:
+        ValueError: unknown dialect or quirks; the known ones are named.
+    """
+    make = DIALECTS.get(name)
+    if make is None:
+        raise ValueError(f"unknown dialect {name!r}; known: {', '.join(sorted(DIALECTS))}")
+    return make(quirks)
+
+
+def _quirks(name: str) -> Quirks:
+    if name not in QUIRKS:
+        raise ValueError(f"unknown quirks {name!r}; known: {', '.join(sorted(QUIRKS))}")
+    return QUIRKS[name]
