@@ -1,0 +1,101 @@
+"""The application: generation paths go straight to the pipeline, everything else to the FastAPI part.
+
+It decides on `scope["path"]` alone, never on Host or a rebuilt URL. The generation paths need `EdgeProtocol` under
+them; the rest is plain ASGI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from backends.core.errors import GatewayError
+from gateway.edge.cors import Cors
+from gateway.edge.cycle import EXTENSION, App, Cycle, Message, Receive, Send
+from gateway.edge.exchange import HttpExchange
+from gateway.pipeline.exchange import Exchange
+from gateway.protocols.contract import ClientProtocol
+from gateway.protocols.openai_errors import render
+from gateway.protocols.registry import PATHS
+
+Serve = Callable[[Exchange, ClientProtocol], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+
+
+class MethodNotAllowed(GatewayError):
+    """The path exists, the method does not (405)."""
+
+    status = 405
+    type = "invalid_request_error"
+    default_code = "method_not_allowed"
+
+
+class EdgeApp:
+    """The ASGI application of a worker.
+
+    Args:
+        serve: answers one exchange (`gateway.pipeline.serve` with its house).
+        web: the FastAPI part.
+        mint_id: a fresh request id for answers that are not the pipeline's.
+        cors_origins: who may call from a browser.
+        draining: whether streams must end now.
+        paths: exact path to client protocol.
+    """
+
+    def __init__(
+        self,
+        *,
+        serve: Serve,
+        web: App,
+        mint_id: Callable[[], str],
+        cors_origins: Sequence[str] = (),
+        draining: Callable[[], bool] = bool,
+        paths: Mapping[str, ClientProtocol] = PATHS,
+    ) -> None:
+        self._serve = serve
+        self._web = web
+        self._mint_id = mint_id
+        self._cors = Cors(cors_origins)
+        self._draining = draining
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._web(scope, receive, send)
+            return
+        protocol = self._paths.get(scope["path"])
+        if protocol is None:
+            await self._other(scope, receive, send)
+        elif scope["method"] == "POST":
+            cycle: Cycle = scope["extensions"][EXTENSION]
+            exchange = HttpExchange(cycle, scope["path"], scope["headers"], self._draining)
+            exchange.response_headers += self._cors.headers(exchange.headers)
+            await self._serve(exchange, protocol)
+        elif scope["method"] == "OPTIONS":
+            await self._answer(send, 204, self._cors.preflight(scope["headers"], b"POST"), b"")
+        else:
+            error = MethodNotAllowed(f"Not allowed to {scope['method']} on {scope['path']}: use POST.")
+            headers = [(b"content-type", b"application/json"), (b"allow", b"POST, OPTIONS")]
+            headers += self._cors.headers(scope["headers"])
+            await self._answer(send, 405, headers, render(error, in_stream=False))
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "OPTIONS":
+            await self._answer(send, 204, self._cors.preflight(scope["headers"], b"GET, HEAD"), b"")
+            return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the cycle leaves the body out
+        extra = [*self._cors.headers(scope["headers"]), (b"x-request-id", self._mint_id().encode())]
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        await self._web(scope, receive, with_headers)
+
+    async def _answer(self, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        headers.append((b"x-request-id", self._mint_id().encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

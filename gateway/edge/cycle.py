@@ -1,0 +1,313 @@
+"""One request and its one answer on a connection: body coming in, status line and bytes going out.
+
+The head and the first bytes leave in one write, so do the last bytes and the terminator. `EdgeProtocol` feeds it and
+is told when the answer is finished. It also speaks plain ASGI (`receive`, `send`) for what is not a generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Protocol
+
+from backends.core.errors import BadRequest, GatewayError
+from gateway.pipeline.exchange import BodyTooLarge
+from gateway.protocols.openai_errors import envelope
+
+Headers = Iterable[tuple[bytes, bytes]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+#: Where the scope carries the cycle, for `gateway.edge.asgi`.
+EXTENSION = "switchyard.cycle"
+#: Request body bytes held before anyone asked for them; more pauses reading.
+UNASKED_BODY_BYTES = 1 << 20
+
+_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_NO_BODY = frozenset({204, 304})
+_log = logging.getLogger("switchyard.edge")
+
+
+class RequestTimeout(BadRequest):
+    """The body came too slowly (408)."""
+
+    status = 408
+    default_code = "request_timeout"
+
+
+class Connection(Protocol):
+    """What a cycle needs of its connection."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send bytes."""
+
+    def common_headers(self) -> Headers:
+        """Headers of every answer."""
+
+    async def drained(self) -> None:
+        """Wait until the client reads again.
+
+        Raises:
+            ConnectionError: it left, or did not read for too long.
+        """
+
+    def body_wanted(self, cycle: Cycle, /) -> None:
+        """The answerer now waits for body bytes."""
+
+    def body_unwanted(self) -> None:
+        """Too much body is held that nobody asked for."""
+
+    def finished(self, cycle: Cycle, /) -> None:
+        """The answer is written."""
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+
+
+class Cycle:
+    """See the module. `length`: the request's Content-Length, or None."""
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_connection",
+        "_expects",
+        "_failure",
+        "_start",
+        "_taken",
+        "_waiter",
+        "cancel_when_gone",
+        "complete",
+        "finished",
+        "gone",
+        "head_only",
+        "http10",
+        "keep_alive",
+        "length",
+        "started",
+        "task",
+    )
+
+    def __init__(
+        self, connection: Connection, *, keep_alive: bool, http10: bool, head_only: bool, expects: bool, length: int | None
+    ) -> None:
+        self._connection = connection
+        self._body = bytearray()
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: GatewayError | None = None
+        self._expects = expects
+        self._taken = False
+        self._chunked = False
+        self._start: Message | None = None
+        self.keep_alive = keep_alive
+        self.http10 = http10
+        self.head_only = head_only
+        self.length = length
+        self.task: asyncio.Task[None] | None = None
+        self.cancel_when_gone = False
+        self.complete = False
+        self.started = False
+        self.finished = False
+        self.gone = False
+
+    # The request.
+
+    @property
+    def held(self) -> int:
+        """Body bytes held."""
+        return len(self._body)
+
+    def feed(self, data: bytes) -> None:
+        """More body."""
+        self._body += data
+        self._wake()
+        if self._waiter is None and len(self._body) > UNASKED_BODY_BYTES:
+            self._connection.body_unwanted()
+
+    def end(self) -> None:
+        """The body is complete."""
+        self.complete = True
+        self._wake()
+
+    def fail(self, error: GatewayError) -> None:
+        """The body will never be complete: whoever waits for it gets this error, and the connection ends after."""
+        self.keep_alive = False
+        self._failure = error
+        if self.started and not self.finished:
+            self._connection.abort()
+        self._wake()
+
+    def leave(self) -> None:
+        """The client is gone."""
+        if self.gone:
+            return
+        self.gone = True
+        self._wake()
+        if self.cancel_when_gone and not self.finished and self.task is not None:
+            self.task.cancel()
+
+    async def read_body(self, max_bytes: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyTooLarge: as soon as it is known.
+            RequestTimeout: it made no progress for too long.
+            BadRequest: its framing is wrong.
+            ConnectionError: the client left.
+        """
+        if self.length is not None and self.length > max_bytes:
+            raise _too_large(max_bytes)
+        while not self.complete:
+            if len(self._body) > max_bytes:
+                raise _too_large(max_bytes)
+            await self._more()
+        if len(self._body) > max_bytes:
+            raise _too_large(max_bytes)
+        body, self._body = bytes(self._body), bytearray()
+        return body
+
+    async def _more(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self.gone:
+            raise ConnectionResetError("the client left")
+        if self._expects and not self.started:
+            self._expects = False
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._connection.body_wanted(self)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # The answer.
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer in one write."""
+        lines = [] if status in _NO_BODY else [b"content-length: %d\r\n" % len(body)]
+        head = self._head(status, headers, lines)
+        self._connection.write(head if self.head_only or status in _NO_BODY else head + body)
+        self._finish()
+
+    def begin(self, status: int, headers: Headers, first: bytes) -> None:
+        """The head of an answer of unknown length, and its first bytes."""
+        self._chunked = not self.http10
+        self.keep_alive = self.keep_alive and self._chunked
+        head = self._head(status, headers, [b"transfer-encoding: chunked\r\n"] if self._chunked else [])
+        self._connection.write(head + self._framed(first))
+
+    def more(self, data: bytes) -> None:
+        """More of it."""
+        self._connection.write(self._framed(data))
+
+    def close(self, last: bytes) -> None:
+        """The last of it."""
+        self._connection.write(self._framed(last) + (b"0\r\n\r\n" if self._chunked and not self.head_only else b""))
+        self._finish()
+
+    async def drained(self) -> None:
+        """Wait while the client reads too slowly.
+
+        Raises:
+            ConnectionError: it left, or did not read for `client_stall_s`.
+        """
+        await self._connection.drained()
+
+    def _framed(self, data: bytes) -> bytes:
+        if not data or self.head_only:
+            return b""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+
+    def _head(self, status: int, headers: Headers, framing: list[bytes]) -> bytes:
+        if self.started:
+            raise RuntimeError("the answer has begun already")
+        if not self.complete:
+            self.keep_alive = False  # what is left of the body would be read as the next request
+        lines = [_STATUS[status]]
+        lines += [b"%b: %b\r\n" % pair for pair in self._connection.common_headers()]
+        lines += [b"%b: %b\r\n" % pair for pair in headers]
+        lines += framing
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise ValueError("a response header contains a line break")
+        self.started = True
+        return head
+
+    def _finish(self) -> None:
+        self.finished = True
+        self._wake()
+        self._connection.finished(self)
+
+    # ASGI.
+
+    async def run(self, app: App, scope: MutableMapping[str, Any]) -> None:
+        """Let the app answer; whatever it does, the connection is left in a known state."""
+        try:
+            await app(scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            if not self.finished:
+                self._connection.abort()
+            raise
+        except ConnectionError:
+            self._connection.abort()
+        except Exception:
+            _log.exception("unhandled exception")
+        if self.finished or self.gone:
+            return
+        if self.started:
+            self._connection.abort()
+        else:
+            body = envelope("The gateway failed to process this request.", "server_error", code="internal_error")
+            self.keep_alive = False
+            self.respond(500, [(b"content-type", b"application/json")], body)
+
+    async def receive(self) -> Message:
+        """ASGI receive: the body so far, then `http.disconnect` once the client has left or the answer is out."""
+        while not (self.gone or self.finished or self._failure):
+            if self._body or (self.complete and not self._taken):
+                self._taken = self.complete
+                body, self._body = bytes(self._body), bytearray()
+                return {"type": "http.request", "body": body, "more_body": not self.complete}
+            await self._more()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """ASGI send; ignored once the client has left."""
+        if self.gone:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        start, body, more = self._start, message.get("body", b""), message.get("more_body", False)
+        if start is None:
+            raise RuntimeError("http.response.body before http.response.start")
+        if not self.started:
+            headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+            if not more:
+                self.respond(start["status"], headers, body)
+                return
+            self.begin(start["status"], headers, body)
+        elif more:
+            self.more(body)
+        else:
+            self.close(body)
+            return
+        await self.drained()
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is larger than {max_bytes} bytes.")

@@ -1,0 +1,67 @@
+"""A request's head: the fields that framing hangs on, and the ASGI scope."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import httptools
+import msgspec
+
+from gateway.edge.limits import malformed, not_supported
+
+
+class Framing(msgspec.Struct, frozen=True):
+    """`expects`: the client waits for 100-continue before it sends its body of `length` bytes (None: not stated)."""
+
+    expects: bool
+    length: int | None
+
+
+def framing(headers: Sequence[tuple[bytes, bytes]], *, http10: bool) -> Framing:
+    """What the headers say about the body; llhttp has checked digits, repeats and length beside chunked.
+
+    Raises:
+        Refused: another transfer coding than chunked, or not exactly one Host (none is fine in HTTP/1.0).
+    """
+    hosts, expects, length = 0, False, None
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise not_supported("The only supported transfer coding is chunked.")
+        elif name == b"expect":
+            expects = not http10 and value.strip().lower() == b"100-continue"
+    if hosts > 1 or (not hosts and not http10):
+        raise not_supported("The request must have exactly one Host header.")
+    return Framing(expects, length)
+
+
+def scope(
+    method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], connection: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """The ASGI scope; `connection` holds what is the same for all requests of a connection.
+
+    Raises:
+        Refused: the target is no URL.
+    """
+    try:
+        url = httptools.parse_url(target)
+        raw_path: bytes = url.path or b"/"
+        path = raw_path.decode("ascii")
+    except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+        raise malformed() from None
+    return {
+        **connection,
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "root_path": "",
+        "method": method,
+        "path": urllib.parse.unquote(path) if "%" in path else path,
+        "raw_path": raw_path,
+        "query_string": url.query or b"",
+        "headers": headers,
+    }

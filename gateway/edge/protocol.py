@@ -1,0 +1,401 @@
+"""The HTTP/1.1 server side of one client connection, with limits that uvicorn's own protocols do not have.
+
+It fulfils the small contract between `uvicorn.Server` and a protocol class (constructor, `ServerState.connections`,
+`.tasks`, `.default_headers`, `.total_requests`, `shutdown()`; read in uvicorn 0.54) over httptools (llhttp, strict:
+bare LF, NUL, obs-fold, differing lengths, length beside chunked are refused there). Refused here: heads over the
+limits (431), heads and bodies that come too slowly (408), upgrades, other transfer codings than `chunked`, a missing
+or repeated Host (400). A client that half-closes has left: its task is cancelled. Reading goes on while a request is
+answered, so that this is seen; what is pipelined meanwhile is kept within bounds, beyond which the connection ends
+after the answers that are due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+
+import httptools
+from uvicorn import Config
+
+from backends.core.errors import BadRequest
+from gateway.edge.cycle import EXTENSION, App, Cycle, Headers, RequestTimeout
+from gateway.edge.head import framing, scope
+from gateway.edge.limits import Limits, Refused, head_too_large, malformed, not_supported, slow_head, too_many_fields
+from gateway.protocols.openai_errors import envelope
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
+
+
+def server_config(app: App, limits: Limits, **options: Any) -> Config:
+    """The uvicorn configuration that goes with these limits; `options` are uvicorn's own.
+
+    No websockets, no access log (the pipeline writes one line per request), no trust in proxy headers.
+    """
+    return Config(
+        app,
+        http=type("EdgeProtocol", (EdgeProtocol,), {"limits": limits}),
+        ws="none",
+        interface="asgi3",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        **options,
+    )
+
+
+class EdgeProtocol(asyncio.Protocol):
+    """One per connection; uvicorn makes it."""
+
+    limits: ClassVar[Limits] = Limits()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.app: App = config.loaded_app
+        self.loop = _loop or asyncio.get_running_loop()
+        self._state = server_state
+        self._app_state = app_state
+        self._transport: asyncio.Transport
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._facts: dict[str, Any] = {}
+        self._answering: Cycle | None = None
+        self._reading: Cycle | None = None
+        self._waiting: deque[tuple[Cycle, MutableMapping[str, Any]]] = deque()
+        self._ahead = 0
+        self._in_head = False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_size = 0
+        self._fed_in_head = 0
+        self._head_only = False
+        self._refused: Refused | None = None
+        self._deaf = False
+        self._closing = False
+        self._read_paused = False
+        self._write_paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected; both loops set TCP_NODELAY themselves."""
+        self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn types its own classes only
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is not derived from it
+        transport.set_write_buffer_limits(high=self.limits.write_high_water)
+        self._facts = {
+            "server": _address(transport, "sockname"),
+            "client": _address(transport, "peername"),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+        }
+        self._arm(self.limits.head_s)
+
+    def connection_lost(self, _exc: Exception | None, /) -> None:
+        """It is over, whoever ended it."""
+        self._state.connections.discard(self)
+        self._deaf = self._closing = True
+        self._deadline = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake_writer(None)
+        self._all_leave()
+        self._parser = None
+
+    def eof_received(self) -> None:
+        """The client will send no more: it has left. Returning None closes the transport once it is flushed."""
+        if self._answering is not None:
+            self._all_leave()
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self._deaf:
+            return
+        self._head_only = self._in_head or self._reading is None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(self._refused or not_supported("Upgrades are not supported."))
+            return
+        except httptools.HttpParserError:
+            self._refuse(self._refused or malformed())
+            return
+        if self._in_head:
+            # What belongs to one unfinished header is counted too, or it could grow without end inside the parser.
+            self._fed_in_head = self._fed_in_head + len(data) if self._head_only else 0
+            if self._fed_in_head > self.limits.max_head_bytes:
+                self._refuse(head_too_large(self.limits))
+            elif self._fed_in_head == len(data) and self._answering is None:
+                self._arm(self.limits.head_s)
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._write_paused = False
+        self._wake_writer(None)
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._in_head = True
+        self._url, self._headers, self._head_size, self._fed_in_head = b"", [], 0, 0
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        self._url += url
+        self._measure(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer after the body; trailers are counted and left out."""
+        self._measure(len(name) + len(value) + 4)
+        if self._in_head:
+            self._headers.append((name.lower(), value))
+            if len(self._headers) > self.limits.max_header_fields:
+                self._stop(too_many_fields(self.limits))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: make the cycle and its scope."""
+        self._in_head = self._head_only = False
+        http10 = self._parser.get_http_version() == "1.0"
+        method = self._parser.get_method().decode("ascii")
+        if self._parser.should_upgrade():
+            self._stop(not_supported("Upgrades are not supported."))
+        try:
+            framed = framing(self._headers, http10=http10)
+            request = scope(method, self._url, self._headers, self._facts)
+        except Refused as refused:
+            self._stop(refused)
+        cycle = Cycle(
+            self,
+            keep_alive=not http10 and self._parser.should_keep_alive(),
+            http10=http10,
+            head_only=method == "HEAD",
+            expects=framed.expects,
+            length=framed.length,
+        )
+        request["http_version"] = "1.0" if http10 else "1.1"
+        request["state"] = self._app_state.copy()
+        request["extensions"] = {EXTENSION: cycle}
+        self._reading = cycle
+        if self._answering is None:
+            self._begin(cycle, request)
+        elif len(self._waiting) < self.limits.max_pipelined:
+            self._waiting.append((cycle, request))
+        else:
+            self._reading = None
+            self._stop(malformed())
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of a body."""
+        cycle = self._reading
+        if cycle is None:
+            return
+        if cycle is not self._answering:
+            self._ahead += len(data)
+            if self._ahead > self.limits.max_ahead_bytes:
+                self._waiting.pop()
+                self._reading = None
+                self._stop(malformed())
+        elif self._deadline is not None:
+            self._deadline = self.loop.time() + self.limits.body_s
+        cycle.feed(data)
+
+    def on_message_complete(self) -> None:
+        """A body is whole."""
+        if self._reading is not None:
+            if self._reading is self._answering:
+                self._deadline = None
+            self._reading.end()
+            self._reading = None
+
+    # What a cycle asks
+
+    def write(self, data: bytes, /) -> None:
+        """Send bytes."""
+        self._transport.write(data)
+
+    def common_headers(self) -> Headers:
+        """uvicorn's date header."""
+        return self._state.default_headers
+
+    async def drained(self) -> None:
+        """Wait until the client reads again; abort when it does not for `client_stall_s`.
+
+        Raises:
+            ConnectionError: it left, or was aborted.
+        """
+        while self._write_paused and not self._closing:
+            self._writable = self.loop.create_future()
+            stall = self.loop.call_later(self.limits.client_stall_s, self._stalled)
+            try:
+                await self._writable
+            finally:
+                stall.cancel()
+                self._writable = None
+        if self._closing:
+            raise ConnectionResetError("the client left")
+
+    def body_wanted(self, cycle: Cycle, /) -> None:
+        """Someone waits for body bytes: read on, and in time."""
+        if self._read_paused:
+            self._read_paused = False
+            self._transport.resume_reading()
+        if cycle is self._reading and self._deadline is None:
+            self._arm(self.limits.body_s)
+
+    def body_unwanted(self) -> None:
+        """More body is held than anyone asked for."""
+        if not self._read_paused and not self._closing:
+            self._read_paused = True
+            self._transport.pause_reading()
+            self._deadline = None
+
+    def finished(self, cycle: Cycle, /) -> None:
+        """The answer is written: next request, idle, or the end."""
+        self._state.total_requests += 1
+        self._answering = None
+        self._deadline = None
+        if self._closing:
+            return
+        if not cycle.keep_alive:
+            self._close()
+        elif self._waiting:
+            following, request = self._waiting.popleft()
+            self._ahead -= following.held
+            self._begin(following, request)
+        else:
+            self._arm(self.limits.head_s if self._in_head else self.limits.keepalive_s)
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._transport.abort()
+
+    # uvicorn.Server
+
+    def shutdown(self) -> None:
+        """The server stops: idle connections end now, others after their answer."""
+        self._waiting.clear()
+        if self._answering is None:
+            self._transport.close()
+        else:
+            self._answering.keep_alive = False
+
+    # Inside
+
+    def _begin(self, cycle: Cycle, request: MutableMapping[str, Any]) -> None:
+        self._answering = cycle
+        self._deadline = None
+        if not cycle.complete and cycle is self._reading:
+            self._arm(self.limits.body_s)
+        # The connection owns the task, `ServerState.tasks` keeps it for uvicorn's shutdown: no group outlives a request.
+        task = cycle.task = self.loop.create_task(cycle.run(self.app, request))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    def _measure(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self.limits.max_head_bytes:
+            self._stop(head_too_large(self.limits))
+
+    def _stop(self, refused: Refused) -> NoReturn:
+        """Leave a parser callback for `_refuse`.
+
+        Raises:
+            Refused: always.
+        """
+        self._refused = refused
+        raise refused
+
+    def _refuse(self, refused: Refused) -> None:
+        """Nothing more of this client is read; it is told, unless an earlier answer is still due."""
+        self._deaf = True
+        if self._reading is not None:
+            reading, self._reading = self._reading, None
+            reading.fail(BadRequest(refused.message, code=refused.code))
+        elif self._answering is None:
+            self._answer_refusal(refused)
+        else:
+            last = self._waiting[-1][0] if self._waiting else self._answering
+            last.keep_alive = False
+
+    def _answer_refusal(self, refused: Refused) -> None:
+        body = envelope(refused.message, "invalid_request_error", code=refused.code)
+        cycle = Cycle(self, keep_alive=False, http10=False, head_only=False, expects=False, length=None)
+        cycle.respond(refused.status, [(b"content-type", b"application/json")], body)
+
+    def _close(self) -> None:
+        """End the connection gently: what was written is flushed, what still comes is thrown away for a while."""
+        self._deaf = self._closing = True
+        if self._read_paused:
+            self._read_paused = False
+            self._transport.resume_reading()
+        if not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        self._transport.write_eof()
+        self._arm(self.limits.client_stall_s if self._transport.get_write_buffer_size() else self.limits.linger_s)
+
+    def _all_leave(self) -> None:
+        self._waiting.clear()
+        if self._answering is not None:
+            self._answering.leave()
+
+    def _stalled(self) -> None:
+        """The client did not read for `client_stall_s`: whoever writes gets a ConnectionError and no cancellation."""
+        if self._answering is not None:
+            self._answering.gone = True
+        self._wake_writer(ConnectionAbortedError("the client does not read"))
+        self._transport.abort()
+
+    def _wake_writer(self, error: ConnectionError | None) -> None:
+        if self._writable is not None and not self._writable.done():
+            if error is None:
+                self._writable.set_result(None)
+            else:
+                self._writable.set_exception(error)
+
+    def _arm(self, seconds: float) -> None:
+        """Set the connection's one deadline. The timer is moved only when it would be too late."""
+        at = self._deadline = self.loop.time() + seconds
+        if self._timer is None or self._timer_at > at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._timer_at = self.loop.call_at(at, self._tick), at
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            return
+        if (left := self._deadline - self.loop.time()) > 0.001:
+            self._arm(left)
+            return
+        self._deadline = None
+        if self._closing or self._transport.get_write_buffer_size():
+            self._transport.abort()
+        elif self._reading is not None and not self._in_head:
+            reading, self._reading, self._deaf = self._reading, None, True
+            reading.fail(RequestTimeout("The request's body did not arrive in time."))
+        elif self._in_head:
+            self._refuse(slow_head())
+        else:
+            self._transport.close()
+
+
+def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
+    info = transport.get_extra_info(name)
+    return (str(info[0]), int(info[1])) if isinstance(info, (tuple, list)) and len(info) >= 2 else None
