@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -253,12 +252,12 @@ class _Link(asyncio.Protocol):
 
 
 class _Stream(AsyncIterator[Sequence[Event]]):
-    """The batches of one job: filled by the link, read by the job's owner."""
+    """The batches of one job: filled by the link, read by its owner, who is given all that has come as one."""
 
     def __init__(self, link: _Link, id: str) -> None:
         self._link = link
         self._id = id
-        self._batches: deque[ipc.Batch] = deque()
+        self._batches: list[ipc.Batch] = []
         self._bytes = 0
         self._spoke = False
         self._ending: GatewayError | Failure | None = None
@@ -306,11 +305,10 @@ class _Stream(AsyncIterator[Sequence[Event]]):
             finally:
                 self._waiter = None
         if self._batches:
-            batch = self._batches.popleft()
-            self._bytes -= len(batch.events)
+            taken, self._batches, self._bytes = self._batches, [], 0
             self._spoke = True
             try:
-                return ipc.unpack_events(batch)
+                return ipc.unpack_events(taken[0]) if len(taken) == 1 else [e for one in taken for e in ipc.unpack_events(one)]
             except ipc.FrameError as error:
                 self.leave()
                 return [Failure("protocol", "The model's engine sent what cannot be read.", detail=str(error))]
