@@ -32,6 +32,7 @@ class Exchange:
         "_connection",
         "_ended",
         "_error",
+        "_flowing",
         "_paused",
         "_pieces",
         "_reader",
@@ -50,6 +51,7 @@ class Exchange:
         self._unread = 0
         self._paused = False
         self._ended = False
+        self._flowing = False  # a byte of body has come
         self._error: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -109,7 +111,8 @@ class Exchange:
         except BackendError as error:
             self.fail(error)
             return
-        if not begun:
+        if not begun or (body and not self._flowing):
+            self._flowing = bool(body)
             self._connection.answering(self.timeouts.idle_s)
         if body:
             self._pieces.append(body)
@@ -156,9 +159,10 @@ class Exchange:
         """When a deadline may be passed next; fails the exchange when one is. Loop time, seconds."""
         if now >= self._total_at:
             return self._late("total")
-        if not self._reader.begun:
-            return self._total_at
-        since = now if self._paused or self._reader.complete else self._connection.read_at
+        reader = self._reader
+        if not reader.begun or (reader.head is not None and not self._flowing):
+            return self._total_at  # a model that reads its prompt: the caller bounds the wait for the first event
+        since = now if self._paused or reader.complete else self._connection.read_at
         if now >= since + self.timeouts.idle_s:
             return self._late("idle")
         return min(self._total_at, since + self.timeouts.idle_s)

@@ -18,8 +18,9 @@ from backends.core.contracts import UpstreamRequest
 class Timeouts(msgspec.Struct, frozen=True):
     """Seconds that a transport bounds by itself. The wait for the first event is bounded above it, by its caller.
 
-    `connect_s`: name lookup, TCP and TLS. `write_s`: without progress while the request is being sent. `idle_s`: from
-    the first response byte on, between two reads (not while the consumer has paused reading). `total_s`: everything,
+    `connect_s`: name lookup, TCP and TLS. `write_s`: without progress while the request is being sent. `idle_s`:
+    between two reads inside the head and, from its first byte on, inside the body (not while the consumer has paused
+    reading; not between the two, where a model reads its prompt). `total_s`: everything,
     from the call to the last byte.
     """
 

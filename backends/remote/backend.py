@@ -1,0 +1,185 @@
+"""A dialect and a transport make a `Backend`: encode the job, send it, decode each read into one batch of events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from inspect import isawaitable
+from types import TracebackType
+
+from backends.core.capabilities import Capabilities, ParamsRule, resolve
+from backends.core.contracts import Batches, Decoder, Dialect
+from backends.core.errors import BackendError, UpstreamProtocol
+from backends.core.events import Event, Failure
+from backends.core.request import GenerationRequest, Job, Prompt
+from backends.remote.transport import Response, Timeouts, Transport
+
+#: Renders a conversation where the dialect wants it rendered; may ask the network (`/apply-template`) to do it.
+Renderer = Callable[[Job], "Sequence[Prompt] | Awaitable[Sequence[Prompt]]"]
+
+#: What is read of an error's body.
+MAX_ERROR_BYTES = 64 * 1024
+#: Default bound of a body that is not streamed.
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+
+class RemoteBackend:
+    """A `Backend` for one deployment of a remote server.
+
+    Args:
+        dialect: what the server speaks.
+        transport: the way to it, owned by this backend: `aclose` closes it.
+        capabilities: what the deployment can do; None = what the dialect declares.
+        params: the deployment's rule for parameters that it lacks.
+        timeouts: all but the wait for the first event, which the caller bounds.
+        render: needed where `dialect.needs_prompt`; called for jobs with messages.
+        max_body_bytes: bound of an answer that is not streamed. Streams have none in total; decoders bound each event.
+
+    Raises:
+        ValueError: the dialect needs prompts and there is no renderer.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        transport: Transport,
+        *,
+        capabilities: Capabilities | None = None,
+        params: ParamsRule = "reject",
+        timeouts: Timeouts | None = None,
+        render: Renderer | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        if dialect.needs_prompt and render is None:
+            raise ValueError(f"the dialect {dialect.name!r} needs a prompt renderer")
+        self.dialect = dialect
+        self.transport = transport
+        self.timeouts = timeouts or Timeouts()
+        self.max_body_bytes = max_body_bytes
+        self._capabilities = dialect.capabilities if capabilities is None else capabilities
+        self._params: ParamsRule = params
+        self._render = render
+
+    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+        """See `Backend.open`. `job.model` is the upstream's name of the model.
+
+        Raises (from entering):
+            UnsupportedParameter: the deployment's rule refuses one.
+            BackendError: the transport's, or what a non-2xx answer stands for in this dialect.
+        """
+        return _Opened(self, job)
+
+    async def aclose(self) -> None:
+        """Close the transport."""
+        await self.transport.aclose()
+
+    def resolve(self, job: Job) -> Job:
+        """The job as this deployment may be given it."""
+        return resolve(job, self._capabilities, self._params)
+
+    async def prompts(self, job: Job) -> Sequence[Prompt]:
+        """The finished prompts of a job, where the dialect wants them; a plain completion brings its own."""
+        if not self.dialect.needs_prompt or not isinstance(job, GenerationRequest):
+            return ()
+        if job.prompts:
+            return job.prompts
+        assert self._render is not None
+        rendered = self._render(job)
+        return await rendered if isawaitable(rendered) else rendered
+
+
+class _Opened(AbstractAsyncContextManager[Batches]):
+    """One job on its way. Its exit has only synchronous effects: those of the transport's exit."""
+
+    __slots__ = ("_backend", "_job", "_sending")
+
+    def __init__(self, backend: RemoteBackend, job: Job) -> None:
+        self._backend = backend
+        self._job = job
+        self._sending: AbstractAsyncContextManager[Response] | None = None
+
+    async def __aenter__(self) -> Batches:
+        backend = self._backend
+        job = backend.resolve(self._job)
+        request = backend.dialect.encode(job, await backend.prompts(job))
+        sending = backend.transport.send(request, backend.timeouts)
+        response = await sending.__aenter__()
+        try:
+            if not 200 <= response.status < 300:
+                raise backend.dialect.failure(response.status, response.headers, await _error_body(response))
+            if response.headers.get("content-type", "").lower().startswith("text/html"):
+                raise UpstreamProtocol("The deployment answered with a web page.", detail="content-type text/html")
+            limit = None if isinstance(job, GenerationRequest) and job.stream else backend.max_body_bytes
+            batches = _Batches(response.chunks, backend.dialect.decoder(job), limit)
+        except BaseException as error:
+            await sending.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self._sending = sending
+        return batches
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            await sending.__aexit__(kind, error, trace)
+
+
+class _Batches:
+    """Body pieces through a decoder: one batch per read that has events, then the decoder's last ones."""
+
+    __slots__ = ("_chunks", "_closed", "_decoder", "_left")
+
+    def __init__(self, chunks: AsyncIterator[bytes], decoder: Decoder, limit: int | None) -> None:
+        self._chunks = chunks
+        self._decoder = decoder
+        self._left = limit
+        self._closed = False
+
+    def __aiter__(self) -> _Batches:
+        return self
+
+    async def __anext__(self) -> Sequence[Event]:
+        chunks = self._chunks
+        while not self._closed:
+            try:
+                data = await chunks.__anext__()
+            except StopAsyncIteration:
+                self._closed = True
+                if last := self._decoded(None):
+                    return last
+                break
+            if self._left is not None:
+                self._left -= len(data)
+                if self._left < 0:
+                    raise UpstreamProtocol("The deployment's answer is too large.", detail="over the body limit")
+            if events := self._decoded(data):
+                if type(events[-1]) is Failure:
+                    self._closed = True
+                return events
+        raise StopAsyncIteration
+
+    def _decoded(self, data: bytes | None) -> list[Event]:
+        """What the decoder makes of a read, or of the end. Decoders do not raise; one that does has met bytes it was
+        not written for.
+        """
+        try:
+            return self._decoder.close() if data is None else self._decoder.feed(data)
+        except BackendError:
+            raise
+        except Exception as bug:
+            detail = f"{type(bug).__name__}: {bug}"
+            raise UpstreamProtocol("The deployment's answer could not be read.", detail=detail) from bug
+
+
+async def _error_body(response: Response) -> bytes:
+    """At most `MAX_ERROR_BYTES` of an error's body: what came of it, however it ended."""
+    body = bytearray()
+    try:
+        async for piece in response.chunks:
+            body += piece
+            if len(body) >= MAX_ERROR_BYTES:
+                break
+    except BackendError:
+        pass  # the status says more than the way the body broke off
+    return bytes(body[:MAX_ERROR_BYTES])
