@@ -28,7 +28,8 @@ from backends.core.request import GenerationRequest
 from backends.dialects.openai_details import read_arguments, read_logprobs, read_usage
 from backends.parsing import failures
 from backends.parsing.callpieces import CallIds, CallPieces
-from backends.parsing.sse import SseEvent, SseParser
+from backends.parsing.framing import EventsOrBody
+from backends.parsing.sse import SseEvent
 from backends.parsing.stops import StopCutter
 from backends.parsing.utf8 import mend_escapes
 from backends.wire.openai_chat import EMPTY, ChoicePiece, Chunk, Delta
@@ -36,10 +37,7 @@ from backends.wire.openai_chat import EMPTY, ChoicePiece, Chunk, Delta
 if TYPE_CHECKING:
     from backends.dialects.openai_compatible import Quirks
 
-#: Largest unary body in bytes; the transport has its own bound too.
-MAX_BODY_BYTES = 256 * 1024 * 1024
 _UNREADABLE = (ValueError, RecursionError)
-_SSE_BEGINS = b"d:eir\xef"
 #: Finish reasons by backend. TGI: eos_token, stop_sequence; api_like_OAI: length_limit; LMDeploy: parse_error.
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "eos": "stop", "end_turn": "stop", "length": "length",
@@ -68,9 +66,8 @@ class GenerationDecoder:
         self._job = job
         self._quirks = quirks
         self._infer_length = quirks.infer_length and bool(job.prompts)
-        self._parser = SseParser()
-        self._body: bytearray | None = None
-        self._framed = self._started = self._begun = self._ended = False
+        self._framing = EventsOrBody()
+        self._started = self._begun = self._ended = False
         self._choices: dict[int, _Choice] = {}
         self._ids = CallIds()
         self._usage = EMPTY
@@ -78,21 +75,14 @@ class GenerationDecoder:
     def feed(self, data: bytes, /) -> list[Event]:
         """Events completed by these bytes."""
         out: list[Event] = []
-        if not self._framed:
-            data = self._sniff(data)
-        if self._ended or not data:
+        if self._ended:
             return out
-        if self._body is not None:
-            self._body += data
-            if len(self._body) > MAX_BODY_BYTES:
-                self._fail(failures.protocol(f"a body of more than {MAX_BODY_BYTES} bytes"), out)
-            return out
-        for event in self._parser.feed(data):
+        for event in self._framing.feed(data):
             self._event(event, out)
             if self._ended:
                 return out
-        if self._parser.broken:
-            self._fail(failures.protocol(self._parser.broken), out)
+        if self._framing.broken:
+            self._fail(failures.protocol(self._framing.broken), out)
         return out
 
     def close(self) -> list[Event]:
@@ -100,10 +90,10 @@ class GenerationDecoder:
         out: list[Event] = []
         if self._ended:
             return out
-        if self._body is not None:
-            self._whole(bytes(self._body), out)
+        if self._framing.is_body:
+            self._whole(self._framing.take_body(), out)
             return out
-        for event in self._parser.close():
+        for event in self._framing.close():
             if not event.data.startswith(b"[DONE]") and self._chunk_of(event.data) is None:
                 self._fail(failures.truncated("the body ended inside an event"), out)
             if not self._ended:
@@ -117,15 +107,6 @@ class GenerationDecoder:
         else:
             self._fail(failures.truncated("the body ended before the stream's terminator"), out)
         return out
-
-    def _sniff(self, data: bytes) -> bytes:
-        """Decide by the first byte whether events or a JSON body come."""
-        data = data.lstrip(b" \t\r\n")
-        if data:
-            self._framed = True
-            if data[0] not in _SSE_BEGINS:
-                self._body = bytearray()
-        return data
 
     def _chunk_of(self, data: bytes) -> Chunk | None:
         try:
@@ -200,7 +181,6 @@ class GenerationDecoder:
 
     def _fail(self, failure: Failure, out: list[Event]) -> None:
         self._ended = True
-        self._body = None
         out.append(failure)
 
     def _chunk(self, chunk: Chunk, out: list[Event]) -> None:

@@ -121,7 +121,7 @@ class OpenAICompatible:
             if job.top_logprobs is not None:
                 body["logprobs"] = job.top_logprobs
         else:
-            body["messages"] = [self._message(message) for message in job.messages]
+            body["messages"] = [encode_message(message, self.quirks) for message in job.messages]
             self._tools(job, body)
             if job.top_logprobs is not None:
                 body["logprobs"] = True
@@ -194,33 +194,35 @@ class OpenAICompatible:
                 body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
         elif choice is not None:
             body["tool_choice"] = choice.mode
-        body["tools"] = [_tool(tool) for tool in tools]
+        body["tools"] = [encode_tool(tool) for tool in tools]
         if job.parallel_tool_calls is not None:
             body["parallel_tool_calls"] = job.parallel_tool_calls
 
-    def _message(self, message: Message) -> dict[str, object]:
-        role = "system" if message.role == "developer" and not self.quirks.developer_role else message.role
-        wire: dict[str, object] = {"role": role}
-        parts = message.parts
-        if all(isinstance(part, Text) for part in parts) and (len(parts) < 2 or self.quirks.string_content):
-            if parts or not (message.tool_calls or message.refusal):
-                wire["content"] = message.text
-        else:
-            wire["content"] = [_part(part) for part in parts]
-        if message.name:
-            wire["name"] = message.name
-        if message.tool_calls:
-            wire["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in message.tool_calls
-            ]
-        if message.tool_call_id:
-            wire["tool_call_id"] = message.tool_call_id
-        if message.refusal:
-            wire["refusal"] = message.refusal
-        if message.reasoning and self.quirks.reasoning_field:
-            wire[self.quirks.reasoning_field] = message.reasoning
-        return wire
+
+def encode_message(message: Message, quirks: Quirks) -> dict[str, object]:
+    """A message as OpenAI writes it, null-free."""
+    role = "system" if message.role == "developer" and not quirks.developer_role else message.role
+    wire: dict[str, object] = {"role": role}
+    parts = message.parts
+    if all(isinstance(part, Text) for part in parts) and (len(parts) < 2 or quirks.string_content):
+        if parts or not (message.tool_calls or message.refusal):
+            wire["content"] = message.text
+    else:
+        wire["content"] = [_part(part) for part in parts]
+    if message.name:
+        wire["name"] = message.name
+    if message.tool_calls:
+        wire["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        wire["tool_call_id"] = message.tool_call_id
+    if message.refusal:
+        wire["refusal"] = message.refusal
+    if message.reasoning and quirks.reasoning_field:
+        wire[quirks.reasoning_field] = message.reasoning
+    return wire
 
 
 def _put(body: dict[str, object], path: tuple[str, ...], value: object) -> None:
@@ -237,7 +239,8 @@ def _part(part: Part) -> dict[str, object]:
     return {"type": "text", "text": part.text}
 
 
-def _tool(tool: Tool) -> dict[str, object]:
+def encode_tool(tool: Tool) -> dict[str, object]:
+    """A tool as OpenAI writes it, its schema untouched."""
     function: dict[str, object] = {"name": tool.name, "parameters": tool.parameters}
     if tool.description:
         function["description"] = tool.description

@@ -9,11 +9,10 @@ from backends.core.request import EmbeddingRequest
 from backends.core.usage import Usage
 from backends.dialects.openai_details import read_usage
 from backends.parsing import failures
+from backends.parsing.framing import MAX_BODY_BYTES
 from backends.parsing.vectors import pack, unpack_base64
 from backends.wire.openai_chat import EmbeddingList
 
-#: Largest body in bytes; the transport has its own bound too.
-MAX_BODY_BYTES = 256 * 1024 * 1024
 _read_embeddings = msgspec.json.Decoder(EmbeddingList).decode
 
 

@@ -1,0 +1,56 @@
+"""A response body as events or as one JSON value, told apart by its first byte.
+
+What was asked does not settle it: some servers answer JSON to `stream: true`, and errors come as JSON under 200.
+"""
+
+from __future__ import annotations
+
+from backends.parsing.sse import SseEvent, SseParser
+
+#: Largest JSON body in bytes; the transport has its own bound too.
+MAX_BODY_BYTES = 256 * 1024 * 1024
+#: First bytes of `data`, `:`, `event` or `error`, `id`, `retry`, and of a byte order mark.
+_SSE_BEGINS = b"d:eir\xef"
+
+
+class EventsOrBody:
+    """Bytes in; events out, or a body at the end; single use; any byte split is the same.
+
+    `is_body`: decided by the first byte that is no white space, None before. `broken`: the reason when a bound was
+    passed, "" otherwise.
+    """
+
+    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._max = max_body_bytes
+        self._parser = SseParser()
+        self._body = bytearray()
+        self.is_body: bool | None = None
+        self.broken = ""
+
+    def feed(self, data: bytes, /) -> list[SseEvent]:
+        """Events completed by these bytes; none while a body is read."""
+        if self.is_body is None:
+            data = data.lstrip(b" \t\r\n")
+            if not data:
+                return []
+            self.is_body = data[0] not in _SSE_BEGINS
+        if self.is_body:
+            if len(self._body) + len(data) > self._max:
+                self.broken = f"a body of more than {self._max} bytes"
+                self._body.clear()
+            if not self.broken:
+                self._body += data
+            return []
+        events = self._parser.feed(data)
+        self.broken = self._parser.broken
+        return events
+
+    def close(self) -> list[SseEvent]:
+        """The events of a last block that was not ended; it may have been cut anywhere."""
+        return [] if self.is_body else self._parser.close()
+
+    def take_body(self) -> bytes:
+        """The body, once; empty for events."""
+        body = bytes(self._body)
+        self._body.clear()
+        return body
