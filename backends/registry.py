@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from backends.core.capabilities import LOCAL_SAMPLING
 from backends.core.contracts import Dialect
+from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
 
 _NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
@@ -118,7 +119,10 @@ _QUIRKS = (
 QUIRKS: Mapping[str, Quirks] = MappingProxyType({quirks.name: quirks for quirks in _QUIRKS})
 #: What makes a dialect from its quirks ("" = none stated).
 DIALECTS: Mapping[str, Callable[[str], Dialect]] = MappingProxyType(
-    {"openai_compatible": lambda quirks: OpenAICompatible(_quirks(quirks or "openai"))}
+    {
+        "openai_compatible": lambda quirks: OpenAICompatible(_quirks(quirks or "openai")),
+        "llamacpp": lambda quirks: _plain("llamacpp", LlamaCpp(), quirks),
+    }
 )
 #: Engine kinds to `module:Class`.
 ENGINES: Mapping[str, str] = MappingProxyType(
@@ -145,3 +149,9 @@ def _quirks(name: str) -> Quirks:
     if name not in QUIRKS:
         raise ValueError(f"unknown quirks {name!r}; known: {', '.join(sorted(QUIRKS))}")
     return QUIRKS[name]
+
+
+def _plain(name: str, made: Dialect, quirks: str) -> Dialect:
+    if quirks:
+        raise ValueError(f"dialect {name!r} has no quirks, {quirks!r} was given")
+    return made

@@ -66,6 +66,8 @@ class GenerationDecoder:
         self._job = job
         self._quirks = quirks
         self._infer_length = quirks.infer_length and bool(job.prompts)
+        #: Text needs no second look before its choice's finish.
+        self._plain = job.top_logprobs is None and not quirks.cut_stops
         self._framing = EventsOrBody()
         self._started = self._begun = self._ended = False
         self._choices: dict[int, _Choice] = {}
@@ -123,12 +125,12 @@ class GenerationDecoder:
 
     def _event(self, event: SseEvent, out: list[Event]) -> None:
         data = event.data
-        if data.startswith(b"[DONE]"):
-            self._end(out)
-            return
         try:
             chunk = _read(data)
         except _UNREADABLE:
+            if data.startswith(b"[DONE]"):
+                self._end(out)
+                return
             mended = self._chunk_of(data)
             if mended is None:
                 self._unreadable(data, out)
@@ -193,10 +195,24 @@ class GenerationDecoder:
             choice = self._choices.get(piece.index)
             if choice is None:
                 choice = self._open(piece.index, out)
-            if choice is None or self._ended:
+                if choice is None:
+                    return
+            if choice.reason is not None:
+                continue
+            delta = piece.delta
+            if (  # nearly all chunks of nearly all answers
+                delta is not None
+                and delta.content
+                and self._plain
+                and piece.finish_reason is None
+                and not (delta.reasoning or delta.reasoning_content or delta.refusal or delta.tool_calls)
+            ):
+                choice.spoke = self._begun = True
+                out.append(TextDelta(delta.content, piece.index))
+                continue
+            self._piece(choice, piece, out)
+            if self._ended:
                 return
-            if choice.reason is None:
-                self._piece(choice, piece, out)
 
     def _open(self, index: int, out: list[Event]) -> _Choice | None:
         if not 0 <= index < self._job.choices:
