@@ -1,0 +1,275 @@
+"""The limit store shared by every worker of every gateway: one Lua call at admission, one at settlement.
+
+The clock is the server's. An admission carries the server instant at which its caller will have given up; past it the
+script does nothing, and whatever may have been carried out unseen is voided when Redis answers again: no ghosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self
+
+import msgspec
+
+from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, Settlement
+from gateway.domain.usage_stream import pack_row
+from gateway.limits.commands import AdmitReply, Args, Closing, Opening, admit_args, parse_admit, renew_args, used_of
+from gateway.limits.link import Command, Link, LinkDown
+from gateway.limits.outstanding import Outstanding
+from gateway.limits.reference import check_rules
+from gateway.limits.refusal import refusal, unavailable
+from gateway.limits.scripts import Script, Scripts, compose
+from gateway.limits.spool import Spool
+from gateway.limits.wire import ReplyError
+
+log = logging.getLogger(__name__)
+_RENEW_AT_ONCE = 128
+_RETRY_MS = 1000
+_pack_opening = msgspec.msgpack.Encoder().encode
+
+
+class _Live(msgspec.Struct, frozen=True):
+    """A reservation that this worker holds. `epoch` 0: Redis does not know of it."""
+
+    rules: tuple[Rule, ...]
+    epoch: int
+    admitted_us: int
+    lease_ms: int
+
+
+class _Admit(Command):
+    """One admission; its future gets the reply, or LinkDown."""
+
+    __slots__ = ("_again", "_blob", "_lease_ms", "_store", "future", "given_up", "id", "rules")
+
+    def __init__(self, store: RedisStore, id: str, rules: tuple[Rule, ...], lease_ms: int, blob: bytes) -> None:
+        super().__init__()
+        self._store = store
+        self.id = id
+        self.rules = rules
+        self._lease_ms = lease_ms
+        self._blob = blob
+        self._again = False
+        self.given_up = False
+        self.future: asyncio.Future[AdmitReply] = asyncio.get_running_loop().create_future()
+
+    def args(self, server_us: int) -> Args:
+        return admit_args(self._store.scripts.admit, self.id, self.rules, self._lease_ms, server_us, self._blob)
+
+    def answered(self, reply: Any) -> None:
+        if not isinstance(reply, bytes):
+            self._store.poisoned += 1
+            log.error("limit_counter_poisoned", extra={"reason": str(reply)[:128], "rules": [r.name for r in self.rules]})
+            self._fail(LinkDown(f"refused: {str(reply)[:64]}", sent=False))
+            return
+        answer = parse_admit(reply, self.rules)
+        self._store.link.learn(answer.now_us)
+        if self.given_up or self.future.done():
+            if answer.code == 1:
+                self._store.forget(self.id, self.rules, answer.epoch, answer.now_us)
+        elif answer.code == -1 and not self._again:  # its clock and ours had parted: once more with what was learnt
+            self._again = True
+            if not self._store.link.send(self):
+                self._fail(LinkDown("down", sent=False))
+        elif answer.code < 0:
+            self._fail(LinkDown("too late" if answer.code == -1 else "id was used", sent=False))
+        else:
+            self.future.set_result(answer)
+
+    def failed(self, error: LinkDown) -> None:
+        if error.sent and (self.given_up or self.future.done() or any(rule.on_outage == "deny" for rule in self.rules)):
+            self._store.forget(self.id, self.rules, 0, 0)
+        self._fail(error)
+
+    def _fail(self, error: LinkDown) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Renew(Command):
+    """One batch of renewals; failing is harmless, the next one re-adds what was lost."""
+
+    __slots__ = ("_live", "_script", "done")
+
+    def __init__(self, script: Script, live: Sequence[tuple[Progress, int]]) -> None:
+        super().__init__()
+        self._script = script
+        self._live = live
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def args(self, server_us: int) -> Args:
+        return renew_args(self._script, self._live, server_us)
+
+    def answered(self, reply: Any) -> None:
+        if isinstance(reply, ReplyError):
+            log.error("renewal_refused", extra={"reason": str(reply)[:128]})
+        self._end()
+
+    def failed(self, error: LinkDown) -> None:  # noqa: ARG002
+        self._end()
+
+    def _end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class RedisStore:
+    """A `LimitStore` in Redis. Enter it, or `start` it, and close it in the same task.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        wall_us: µs UTC of this machine, for admissions while Redis is away.
+        worker: this worker's name in the usage stream, unique among all gateways.
+        timeout_ms: the longest that an admission waits for Redis.
+        spool: where settlements go that neither Redis nor memory can take.
+        max_kept: how many settlements wait in memory while Redis is away.
+
+    Raises:
+        ValueError: the URL cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        wall_us: Callable[[], int],
+        *,
+        worker: str,
+        timeout_ms: int = 50,
+        spool: Spool | None = None,
+        max_kept: int = 10_000,
+    ) -> None:
+        self.scripts: Scripts = compose()
+        self.poisoned = 0
+        self.degraded = 0
+        self.config_version = 0
+        self._wall_us = wall_us
+        self._worker = worker
+        self._seq = 0
+        self._open: dict[str, _Live] = {}
+        self._spool = spool
+        self.settlements = Outstanding(self.scripts.settle, max_kept, spool)
+        self.link = Link(url, self.scripts.all, timeout_ms / 1000, self.settlements.repeat)
+        self.settlements.bind(self.link)
+        self._group: asyncio.TaskGroup | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to connect; does not wait for Redis."""
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._keeper = self._group.create_task(self.link.keep(), name="limits-link")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def ready(self) -> bool:
+        """False when a settlement could be lost: memory and spool are full."""
+        return not self.settlements.full
+
+    @property
+    def open_count(self) -> int:
+        """How many reservations this worker holds."""
+        return len(self._open)
+
+    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
+        """See `LimitStore.admit`; answers within the timeout whatever Redis does."""
+        check_rules(rules)
+        ours = tuple(rules)
+        command = _Admit(self, id, ours, lease_ms, _pack_opening(Opening(ours, opening)))
+        if not self.link.send(command):
+            return self._without(id, ours, lease_ms, "breaker open")
+        try:
+            answer = await command.future
+        except LinkDown as error:
+            return self._without(id, ours, lease_ms, str(error))
+        except asyncio.CancelledError:
+            self._give_up(command)
+            raise
+        self.config_version = answer.config
+        if not answer.code:
+            raise refusal(ours, answer.index, answer.retry_after_ms, answer.states)
+        self._open[id] = _Live(ours, answer.epoch, answer.now_us, lease_ms)
+        return Reservation(id, answer.now_us, ours, answer.states)
+
+    async def renew(self, live: Sequence[Progress]) -> None:
+        """See `LimitStore.renew`; bounded batches, so that no script runs long."""
+        known = [(progress, held.lease_ms) for progress in live if (held := self._open.get(progress.id)) is not None]
+        for start in range(0, len(known), _RENEW_AT_ONCE):
+            command = _Renew(self.scripts.renew, known[start : start + _RENEW_AT_ONCE])
+            if not self.link.send(command):
+                return
+            await command.done
+
+    def settle(self, settlement: Settlement) -> Awaitable[bool]:
+        """See `LimitStore.settle`; resolves within the timeout, with True also when the settlement is kept."""
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        held = self._open.pop(settlement.reservation.id, None)
+        if held is None:
+            done.set_result(False)
+            return done
+        row = settlement.row
+        if row.admitted_us != held.admitted_us:
+            row = msgspec.structs.replace(row, admitted_us=held.admitted_us)
+        self._give(settlement.reservation.id, held.rules, settlement.actual, held.epoch, held.admitted_us, pack_row(row), done)
+        return done
+
+    def void(self, id: str) -> None:
+        """See `LimitStore.void`: the charges go back, no row is written."""
+        held = self._open.pop(id, None)
+        if held is not None:
+            self.forget(id, held.rules, held.epoch, held.admitted_us)
+
+    def forget(self, id: str, rules: tuple[Rule, ...], epoch: int, admitted_us: int) -> None:
+        """Take back an admission that may have been charged."""
+        self._give(id, rules, [0] * len(rules), epoch, admitted_us, b"", None)
+
+    async def aclose(self, flush_s: float = 1.0) -> None:
+        """See `LimitStore.aclose`: what Redis does not take within `flush_s` goes to the spool."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + flush_s
+        while not self.settlements.idle and self.link.breaker.closed and loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        self.link.close()
+        self.settlements.close()
+        if self._group is not None and self._keeper is not None:
+            group, self._group = self._group, None
+            self._keeper.cancel()
+            await group.__aexit__(None, None, None)
+
+    def _give_up(self, command: _Admit) -> None:
+        """The caller of an admission left."""
+        command.given_up = True
+        if self.link.forget(command) or not command.future.done() or command.future.cancelled():
+            return
+        if command.future.exception() is None and (answer := command.future.result()).code == 1:
+            self.forget(command.id, command.rules, answer.epoch, answer.now_us)
+
+    def _without(self, id: str, rules: tuple[Rule, ...], lease_ms: int, reason: str) -> Reservation:
+        """What the rules say for an admission that could not be counted."""
+        if any(rule.on_outage == "deny" for rule in rules):
+            raise unavailable(_RETRY_MS, reason)
+        self.degraded += 1
+        now_us = self.link.server_us(asyncio.get_running_loop().time()) if self.link.known_offset else self._wall_us()
+        self._open[id] = _Live(rules, 0, now_us, lease_ms)
+        return Reservation(id, now_us, rules, degraded=True)
+
+    def _give(
+        self,
+        id: str,
+        rules: tuple[Rule, ...],
+        actual: Sequence[int],
+        epoch: int,
+        admitted_us: int,
+        row: bytes,
+        done: asyncio.Future[bool] | None,
+    ) -> None:
+        self._seq += 1
+        closing = Closing(id, epoch, admitted_us, used_of(rules, actual), row, self._worker, self._seq)
+        self.settlements.give(closing, done)

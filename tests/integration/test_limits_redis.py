@@ -1,0 +1,191 @@
+"""The Redis limit store against a real redis-server: the ordinary way, and what many workers do to one limit."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from gateway.domain.settlement import Progress, Rule, Settlement
+from gateway.domain.usage_stream import ROW, SEQ, STREAM, WORKER, unpack_row
+from gateway.limits.commands import LIVE, counter_key, reservation_key
+from gateway.limits.redis_store import RedisStore
+from gateway.limits.store import LimitExceeded
+from tests.rows import row
+
+pytestmark = pytest.mark.redis
+LEASE = 15_000
+RULES = (
+    Rule("k:requests:60000", "rate", "requests", 3, 60_000, 1),
+    Rule("k:tokens:60000", "rate", "tokens", 100, 60_000, 30),
+    Rule("k:slots", "lease", "slots", 2, 0, 1),
+)
+
+
+def wall_us():
+    return time.time_ns() // 1000
+
+
+def make(server, **options):
+    return RedisStore(server.url, wall_us, **({"worker": "w0", "timeout_ms": 2000} | options))
+
+
+@pytest.fixture
+def server(redis_server):
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        client.script_flush()
+        redis_server.client = client
+        yield redis_server
+
+
+async def test_admit_settle_and_the_row_in_the_stream(server):
+    async with make(server) as store:
+        reservation = await store.admit("a", RULES, row("a"), LEASE)
+        assert abs(reservation.admitted_us - wall_us()) < 1_000_000
+        assert [state.remaining for state in reservation.states] == [2, 70, 1]
+        assert server.client.zcard(LIVE) == 1
+        settlement = Settlement(reservation, (1, 12, 0), row("a", outcome="ok", output_tokens=12))
+        assert await store.settle(settlement) is True
+        assert await store.settle(settlement) is False
+        again = await store.admit("b", RULES, row("b"), LEASE)
+        assert [state.remaining for state in again.states] == [1, 58, 1]
+        ((_, entry),) = server.client.xrange(STREAM)
+        assert (entry[WORKER.encode()], entry[SEQ.encode()]) == (b"w0", b"1")
+        written = unpack_row(entry[ROW.encode()])
+        assert (written.id, written.admitted_us, written.output_tokens) == ("a", reservation.admitted_us, 12)
+        assert server.client.zrange(LIVE, 0, -1) == [b"b"]
+        assert not server.client.exists(reservation_key("a"))
+
+
+async def test_a_refusal_burns_nothing_and_says_when(server):
+    async with make(server) as store:
+        held = [await store.admit(id, RULES, row(id), LEASE) for id in "ab"]
+        with pytest.raises(LimitExceeded) as caught:
+            await store.admit("c", RULES, row("c"), LEASE)
+        assert caught.value.rule is RULES[2]
+        assert caught.value.retry_after_ms == 1000
+        await store.settle(Settlement(held[0], (1, 30, 0), row("a")))
+        third = await store.admit("d", RULES, row("d"), LEASE)
+        assert [state.remaining for state in third.states] == [0, 10, 0]
+        with pytest.raises(LimitExceeded) as caught:
+            await store.admit("e", RULES, row("e"), LEASE)
+        assert caught.value.rule is RULES[0]
+        assert 58_000 <= caught.value.retry_after_ms <= 61_000
+
+
+async def test_void_gives_everything_back_and_writes_no_row(server):
+    async with make(server) as store:
+        await store.admit("a", RULES, row("a"), LEASE)
+        store.void("a")
+        store.void("unknown")
+        again = await store.admit("b", RULES, row("b"), LEASE)
+        assert [state.remaining for state in again.states] == [2, 70, 1]
+        assert server.client.xlen(STREAM) == 0
+
+
+async def test_leases_of_a_vanished_caller_expire_and_renewal_keeps_them(server):
+    one = (Rule("k:slots", "lease", "slots", 1, 0, 1),)
+    async with make(server) as store:
+        await store.admit("a", one, row("a"), 200)
+        await asyncio.sleep(0.1)
+        await store.renew([Progress("a", ("k:slots",), 7), Progress("unknown", ("k:slots",), 1)])
+        await asyncio.sleep(0.15)
+        with pytest.raises(LimitExceeded):
+            await store.admit("b", one, row("b"), LEASE)
+        assert server.client.getrange(reservation_key("a"), 0, 15) == b"0000000000000007"
+        await asyncio.sleep(0.2)
+        await store.admit("b", one, row("b"), LEASE)
+
+
+async def test_one_turn_of_the_loop_is_one_write(server):
+    many = (Rule("k:requests:60000", "rate", "requests", 1000, 60_000, 1),)
+    async with make(server) as store:
+        await store.admit("first", many, row("x"), LEASE)
+        before = server.client.info("stats")["total_reads_processed"]
+        await asyncio.gather(*(store.admit(f"{n}", many, row("x"), LEASE) for n in range(50)))
+        reads = server.client.info("stats")["total_reads_processed"] - before
+        assert reads <= 4  # 50 commands, about 16 KiB a read; and the question itself
+
+
+async def test_script_flush_reloads_once_and_loses_nothing(server):
+    many = (Rule("k:requests:60000", "rate", "requests", 1000, 60_000, 1),)
+    async with make(server) as store:
+        held = await store.admit("first", many, row("x"), LEASE)
+        server.client.script_flush()
+        answers = await asyncio.gather(
+            *(store.admit(f"{n}", many, row("x"), LEASE) for n in range(20)), store.settle(Settlement(held, (1,), row("first")))
+        )
+        assert answers[-1] is True
+        assert int(server.client.hget(counter_key(many[0].name), "s")) == 21
+
+
+async def test_a_worker_that_lost_its_reservation_writes_its_row_but_is_not_charged_twice(server):
+    async with make(server) as store:
+        reservation = await store.admit("a", RULES, row("a"), LEASE)
+        server.client.delete(reservation_key("a"))  # as the sweeper would leave it
+        assert await store.settle(Settlement(reservation, (1, 5, 0), row("a", outcome="ok")))
+        assert server.client.xlen(STREAM) == 1
+        assert int(server.client.hget(counter_key("k:tokens:60000"), "s")) == 30
+        assert server.client.zcard(counter_key("k:slots")) == 0
+
+
+async def test_acked_comes_back_with_a_settlement(server):
+    async with make(server) as store:
+        reservation = await store.admit("a", RULES, row("a"), LEASE)
+        server.client.hset("sy1:{sy}:acked", "w0", 41)
+        await store.settle(Settlement(reservation, (1, 5, 0), row("a")))
+        assert store.settlements.acked == 41
+
+
+HAMMER = """
+import asyncio, json, sys, time
+from gateway.domain.settlement import Rule
+from gateway.limits.redis_store import RedisStore
+from gateway.limits.store import LimitExceeded
+from tests.rows import row
+
+async def main(url, name, tasks, each):
+    rules = (Rule("team:requests:60000", "rate", "requests", 100, 60_000, 1),
+             Rule("team:tokens:60000", "rate", "tokens", 1_000_000, 60_000, 10))
+    admitted = refused = 0
+    async with RedisStore(url, lambda: time.time_ns() // 1000, worker=name, timeout_ms=5000) as store:
+        async def client(n):
+            nonlocal admitted, refused
+            for m in range(each):
+                try:
+                    await store.admit(f"{name}-{n}-{m}", rules, row("x"), 15_000)
+                    admitted += 1
+                except LimitExceeded as error:
+                    assert 0 < error.retry_after_ms <= 61_000
+                    refused += 1
+        async with asyncio.TaskGroup() as group:
+            for n in range(tasks):
+                group.create_task(client(n))
+    print(json.dumps([admitted, refused]))
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+def test_four_processes_of_many_clients_are_admitted_exactly_the_limit(server):
+    root = Path(__file__).parents[2]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", HAMMER, server.url, f"p{n}", "100", "3"],
+            stdout=subprocess.PIPE,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        for n in range(4)
+    ]
+    results = [json.loads(process.communicate(timeout=60)[0]) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0, 0]
+    assert sum(admitted for admitted, _ in results) == 100
+    assert sum(refused for _, refused in results) == 1100
+    assert int(server.client.hget(counter_key("team:tokens:60000"), "s")) == 1000
