@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -95,3 +97,91 @@ class RedisServer:
         """CPU time that it has used, user and system, µs (10 ms steps)."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) * 1_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def postgres_folder() -> Path | None:
+    """The folder with `postgres` and `initdb`: of the PATH, else the newest of Debian's, else None."""
+    found = shutil.which("postgres")
+    if found is not None:
+        return Path(found).resolve().parent
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4].split(".")[0]))
+    return installed[-1].parent if installed else None
+
+
+def postgres_missing() -> str | None:
+    """Why no PostgreSQL can be started here, else None."""
+    if postgres_folder() is None:
+        return "no PostgreSQL server installed (apt: postgresql)"
+    if any(importlib.util.find_spec(name) is None for name in ("psycopg", "asyncpg")):
+        return "the drivers of the extra `postgres` are not installed"
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam("postgres")
+        except KeyError:
+            return "PostgreSQL refuses to run as root and there is no user `postgres`"
+    return None
+
+
+class PostgresServer:
+    """One PostgreSQL in a temporary folder; what it holds outlives `stop` and `start`. As root it runs as `postgres`."""
+
+    def __init__(self) -> None:
+        binaries = postgres_folder()
+        assert binaries is not None, postgres_missing()
+        self._binaries = binaries
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="switchyard-postgres-"))
+        self._as: list[str] = []
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "postgres", "postgres")
+            self._as = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        self._process: subprocess.Popen[bytes] | None = None
+        init = ["-D", "data", "-U", "switchyard", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        subprocess.run(
+            [*self._as, str(binaries / "initdb"), *init], cwd=self.folder, check=True, capture_output=True, timeout=120
+        )
+
+    @property
+    def url(self) -> str:
+        """For the gateway: SQLAlchemy's form, with the async driver."""
+        return f"postgresql+asyncpg://switchyard@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> PostgresServer:
+        """Start it and wait until it answers."""
+        settings = ["-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-k", str(self.folder), "-c", "fsync=off"]
+        with (self.folder / "postgres.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._as, str(self._binaries / "postgres"), "-D", "data", *settings], cwd=self.folder, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 30
+        while not self._answers():
+            assert self._process.poll() is None, (self.folder / "postgres.log").read_text()
+            assert time.monotonic() < deadline, "PostgreSQL does not answer"
+            time.sleep(0.05)
+        return self
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(host="127.0.0.1", port=self.port, user="switchyard", dbname="postgres", connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
+    def stop(self) -> None:
+        """An immediate shutdown: connections are cut, open transactions are lost, the next start recovers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(30)
+            self._process = None
+
+    def remove(self) -> None:
+        """Stop it and delete its folder."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)

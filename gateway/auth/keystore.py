@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import msgspec
 import sqlalchemy as sa
@@ -265,20 +265,14 @@ async def create_key(database_url: str, pepper: bytes, new: NewKey) -> MintedKey
     Raises:
         InvalidKey, WeakPepper, KeysUnavailable: see `KeyStore.create`.
     """
-    store = KeyStore(database_url)
-    try:
+    async with aclosing(KeyStore(database_url)) as store:
         return await store.create(pepper, new, time.time_ns() // 1000, secrets.token_bytes(RANDOM_BYTES))
-    finally:
-        await store.aclose()
 
 
 async def list_keys(database_url: str) -> Sequence[KeyRecord]:
     """All keys, oldest first, for a short-lived program."""
-    store = KeyStore(database_url)
-    try:
+    async with aclosing(KeyStore(database_url)) as store:
         return await store.list()
-    finally:
-        await store.aclose()
 
 
 async def revoke_key(database_url: str, id: str) -> None:
@@ -287,11 +281,8 @@ async def revoke_key(database_url: str, id: str) -> None:
     Raises:
         UnknownKey, KeysUnavailable: see `KeyStore.revoke`.
     """
-    store = KeyStore(database_url)
-    try:
+    async with aclosing(KeyStore(database_url)) as store:
         await store.revoke(id, time.time_ns() // 1000)
-    finally:
-        await store.aclose()
 
 
 @contextmanager

@@ -59,7 +59,12 @@ def migrate(database_url: str) -> None:
     if path is not None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+    except ModuleNotFoundError:
+        raise UnsupportedDatabase(
+            "ledger.url: PostgreSQL needs the extra `postgres`: pip install 'switchyard[postgres]'"
+        ) from None
     try:
         with _alone(path), engine.connect() as connection:
             if path is None:

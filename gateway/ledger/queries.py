@@ -1,0 +1,99 @@
+"""What the ledger says: sums that equal its rows exactly, and the deletion of rows past their keeping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.ledger.models import LEDGER
+from gateway.ledger.rows import connect
+
+DAY_US = 86_400_000_000
+Dimension = Literal["key", "team", "user", "model", "deployment", "outcome", "day"]
+_DIMENSIONS: dict[Dimension, sa.ColumnElement[Any]] = {
+    "key": LEDGER.c.key_id,
+    "team": LEDGER.c.team_id,
+    "user": LEDGER.c.user,
+    "model": LEDGER.c.model,
+    "deployment": LEDGER.c.deployment,
+    "outcome": LEDGER.c.outcome,
+    "day": LEDGER.c.admitted_us - LEDGER.c.admitted_us % DAY_US,
+}
+_log = logging.getLogger(__name__)
+
+
+class UsageSum(msgspec.Struct, frozen=True):
+    """Sums over one group of rows. `group` holds the values of the dimensions asked for; a day is its start, µs UTC."""
+
+    group: tuple[str | int, ...]
+    requests: int
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_nusd: int
+
+
+async def usage(engine: AsyncEngine, by: Sequence[Dimension], since_us: int, until_us: int) -> list[UsageSum]:
+    """Sums of the settled and abandoned rows admitted in [since_us, until_us), by group, in the groups' order.
+
+    With no dimension there is one sum, or none when there is no row.
+    """
+    groups = [_DIMENSIONS[name] for name in by]
+    names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cost_nusd")
+    query = (
+        sa.select(*groups, sa.func.count(), *(sa.func.coalesce(sa.func.sum(LEDGER.c[name]), 0) for name in names))
+        .where(LEDGER.c.state == "final", LEDGER.c.admitted_us >= since_us, LEDGER.c.admitted_us < until_us)
+        .group_by(*groups)
+        .order_by(*groups)
+    )
+    async with engine.connect() as connection:
+        rows = (await connection.execute(query)).all()
+    # PostgreSQL sums bigint as numeric: int() is exact.
+    sums = [UsageSum(tuple(row[: len(groups)]), *(int(value) for value in row[len(groups) :])) for row in rows]
+    return [each for each in sums if each.requests]
+
+
+async def delete_before(engine: AsyncEngine, before_us: int, batch: int = 500, pause_s: float = 0.05) -> int:
+    """Delete final rows admitted before an instant, in short transactions that let others write between them.
+
+    Returns:
+        How many were deleted.
+    """
+    old = sa.select(LEDGER.c.id).where(LEDGER.c.admitted_us < before_us, LEDGER.c.state == "final").limit(batch)
+    deleted = 0
+    while True:
+        async with engine.begin() as connection:
+            count = (await connection.execute(sa.delete(LEDGER).where(LEDGER.c.id.in_(old)))).rowcount
+        deleted += count
+        if count < batch:
+            return deleted
+        await asyncio.sleep(pause_s)
+
+
+async def keep_retention(database_url: str, retain_days: int, clock: Callable[[], int], every_s: float = 3600.0) -> None:
+    """Delete what is older than `retain_days`, again every `every_s`, for ever. An outage is retried the next time.
+
+    Args:
+        clock: µs UTC.
+    """
+    async with AsyncExitStack() as stack:
+        engine = connect(database_url)
+        stack.push_async_callback(engine.dispose)
+        while True:
+            try:
+                deleted = await delete_before(engine, clock() - retain_days * DAY_US)
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning("retention put off", extra={"reason": type(error).__name__})
+            else:
+                if deleted:
+                    _log.info("old ledger rows deleted", extra={"rows": deleted})
+            await asyncio.sleep(every_s)

@@ -1,0 +1,202 @@
+"""The ledger role: rows from the Redis stream into SQL. The stream is the outbox, so nothing is deleted before the commit.
+
+An entry may come twice (a worker repeats what it is not sure of, a commit's answer may be lost): the reservation id is
+the row's primary key, so it is one row all the same. Every gateway runs this role; a lease in Redis lets one of them
+work at a time. It only saves labour: two at once would still write each row once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.domain.settlement import LedgerRow
+from gateway.domain.usage_stream import ACKED, PREFIX, ROW, SEQ, STREAM, WORKER, unpack_row
+from gateway.ledger.queries import DAY_US, delete_before
+from gateway.ledger.rows import connect, store_rows, unstorable
+
+LEASE = PREFIX + "ledger"
+#: Entries that are no rows, kept for a human; the newest 10,000 or so.
+DEAD = STREAM + ":dead"
+_DEAD_MAX = 10_000
+_OUTAGE = (SQLAlchemyError, RedisError, OSError, TimeoutError)
+_LEASE_LUA = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_RELEASE_LUA = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+# A worker's number only grows: an entry that comes again must not take back what was acknowledged.
+_ACK_LUA = """
+local pairs_end = 1 + 2 * tonumber(ARGV[1])
+for i = 2, pairs_end, 2 do
+  local was = tonumber(redis.call('HGET', KEYS[2], ARGV[i]) or '0') or 0
+  if tonumber(ARGV[i + 1]) > was then redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+end
+for i = pairs_end + 1, #ARGV do redis.call('XDEL', KEYS[1], ARGV[i]) end
+return 1
+"""
+_log = logging.getLogger(__name__)
+
+Entry = tuple[bytes, Mapping[bytes, bytes]]
+
+
+class LedgerRole:
+    """Drains the stream. The owner closes `redis` and `engine`.
+
+    Args:
+        redis: a client that decodes nothing.
+        engine: of a migrated database.
+        token: names this process in the lease.
+        batch: entries per transaction.
+        lease_ms: how long a dead holder keeps the others waiting.
+    """
+
+    def __init__(self, redis: Redis, engine: AsyncEngine, token: str, *, batch: int = 500, lease_ms: int = 10_000) -> None:
+        self._redis = redis
+        self._engine = engine
+        self._token = token
+        self.batch = batch
+        self._lease_ms = lease_ms
+        self.written = 0
+        """Rows committed, repeated ones too."""
+        self.dead = 0
+        """Entries moved to the dead-letter stream."""
+
+    async def hold(self) -> bool:
+        """Take or prolong the lease; False while another process has it.
+
+        Raises:
+            RedisError, OSError: Redis is out of reach.
+        """
+        return bool(await self._eval(_LEASE_LUA, (LEASE,), (self._token, self._lease_ms)))
+
+    async def step(self) -> int:
+        """Move one batch: read, commit, acknowledge, delete.
+
+        Returns:
+            How many entries were taken from the stream.
+
+        Raises:
+            SQLAlchemyError, RedisError, OSError, TimeoutError: an outage; the entries are still in the stream, and the
+                call may be repeated.
+        """
+        # Read from the start: what was read and not yet committed is still there.
+        found: Any = await self._redis.xrange(STREAM, count=self.batch)
+        entries: Sequence[Entry] = found
+        if not entries:
+            return 0
+        rows: list[LedgerRow] = []
+        for id, fields in entries:
+            row, reason = _read(fields)
+            if row is None:
+                await self._bury(id, fields, reason)
+            else:
+                rows.append(row)
+        await store_rows(self._engine, rows)
+        await self._acknowledge(entries)
+        self.written += len(rows)
+        return len(entries)
+
+    async def release(self) -> None:
+        """Give the lease to whoever waits for it; a Redis out of reach lets it expire."""
+        with suppress(RedisError, OSError):
+            await self._eval(_RELEASE_LUA, (LEASE,), (self._token,))
+
+    async def _bury(self, id: bytes, fields: Mapping[bytes, bytes], reason: str) -> None:
+        # Added here and deleted with the batch: a crash in between buries it twice, which is better than not at all.
+        copy: dict[Any, Any] = {**fields, "entry": id, "reason": reason}
+        await self._redis.xadd(DEAD, copy, maxlen=_DEAD_MAX, approximate=True)
+        self.dead += 1
+        _log.error("usage entry is no ledger row, moved aside", extra={"entry": id.decode(), "reason": reason, "stream": DEAD})
+
+    async def _acknowledge(self, entries: Sequence[Entry]) -> None:
+        newest: dict[bytes, int] = {}
+        for _, fields in entries:
+            worker, seq = fields.get(WORKER.encode(), b""), fields.get(SEQ.encode(), b"")
+            if worker and seq.isdigit() and len(seq) <= 15:
+                newest[worker] = max(newest.get(worker, 0), int(seq))
+        pairs = [part for worker, seq in newest.items() for part in (worker, seq)]
+        await self._eval(_ACK_LUA, (STREAM, ACKED), (len(newest), *pairs, *(id for id, _ in entries)))
+
+    async def _eval(self, script: str, keys: tuple[str, ...], arguments: tuple[bytes | str | int, ...]) -> Any:
+        return await self._redis.eval(script, len(keys), *keys, *arguments)
+
+
+async def run_ledger(
+    redis_url: str, database_url: str, retain_days: int, stop: asyncio.Event, *, linger_s: float = 0.1, retry_s: float = 0.5
+) -> None:
+    """The process: drain until `stop`, then once more what is left, for at most 5 s.
+
+    Outages of Redis and SQL are waited out with one log line at each change. Old rows are deleted every hour.
+
+    Args:
+        redis_url: the stream's.
+        database_url: with an async driver, migrated.
+        retain_days: how long rows are kept.
+        stop: set by the owner; noticed within a batch.
+        linger_s: pause after a batch that was not full: how old a row gets, and how many share a commit.
+        retry_s: pause after an outage, and between tries for another process's lease.
+    """
+    async with AsyncExitStack() as stack:
+        redis = Redis.from_url(redis_url, socket_timeout=5.0, socket_connect_timeout=2.0, retry=Retry(NoBackoff(), 0))
+        stack.push_async_callback(redis.aclose)
+        engine = connect(database_url)
+        stack.push_async_callback(engine.dispose)
+        role = LedgerRole(redis, engine, secrets.token_hex(8))
+        await _drain_until(role, engine, retain_days, stop, linger_s, retry_s)
+        with suppress(*_OUTAGE):
+            async with asyncio.timeout(5.0):
+                while await role.hold() and await role.step():
+                    pass
+        await role.release()
+
+
+async def _drain_until(
+    role: LedgerRole, engine: AsyncEngine, retain_days: int, stop: asyncio.Event, linger_s: float, retry_s: float
+) -> None:
+    next_cleaning = 0.0
+    out = False
+    while not stop.is_set():
+        pause_s = retry_s
+        try:
+            if await role.hold():
+                taken = await role.step()
+                pause_s = 0.0 if taken >= role.batch else linger_s
+                if time.monotonic() >= next_cleaning:
+                    await delete_before(engine, time.time_ns() // 1000 - retain_days * DAY_US)
+                    next_cleaning = time.monotonic() + 3600.0
+            if out:
+                _log.info("ledger works again")
+            out = False
+        except _OUTAGE as error:
+            if not out:
+                _log.warning("ledger waits, rows stay in Redis", extra={"reason": type(error).__name__})
+            out = True
+            pause_s = retry_s
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_s)
+
+
+def _read(fields: Mapping[bytes, bytes]) -> tuple[LedgerRow | None, str]:
+    """The row of an entry, or why there is none."""
+    try:
+        row = unpack_row(fields.get(ROW.encode(), b""))
+    except (msgspec.DecodeError, ValueError) as error:
+        return None, type(error).__name__
+    reason = unstorable(row)
+    return (row, "") if reason is None else (None, reason)
