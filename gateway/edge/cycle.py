@@ -42,6 +42,9 @@ class RequestTimeout(BadRequest):
 class Connection(Protocol):
     """What a cycle needs of its connection."""
 
+    write_paused: bool
+    """Whether more is written than the client has read."""
+
     def write(self, data: bytes, /) -> None:
         """Send bytes."""
 
@@ -215,6 +218,11 @@ class Cycle:
         """The last of it."""
         self._connection.write(self._framed(last) + (b"0\r\n\r\n" if self._chunked and not self.head_only else b""))
         self._finish()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether more is written than the client has read."""
+        return self._connection.write_paused
 
     async def drained(self) -> None:
         """Wait while the client reads too slowly.

@@ -72,11 +72,12 @@ class HttpExchange:
             ConnectionError: the client is gone, or did not read for `client_stall_s`.
         """
         self._write(data)
-        await self._cycle.drained()
+        if self._cycle.blocked:
+            await self._cycle.drained()
 
     def comment(self) -> None:
-        """Write an SSE comment now; ignored once the answer is finished or the client is gone."""
-        if not (self._cycle.gone or self._cycle.finished):
+        """Write an SSE comment now; ignored once the answer is finished, or while nobody reads it."""
+        if not (self._cycle.gone or self._cycle.finished or self._cycle.blocked):
             self._write(_COMMENT)
 
     async def finish(self, data: bytes, /) -> None:
@@ -114,12 +115,14 @@ class HttpExchange:
         self._cycle.respond(error.status, headers, body)
 
     def _write(self, data: bytes) -> None:
-        self._present()
-        if self._cycle.started:
-            self._cycle.more(data)
+        cycle = self._cycle
+        if cycle.gone:
+            raise ConnectionResetError("the client left")
+        if cycle.started:
+            cycle.more(data)
         else:
             headers = [(b"content-type", self.content_type), *_STREAM_HEADERS, *self.response_headers]
-            self._cycle.begin(200, headers, data)
+            cycle.begin(200, headers, data)
 
     def _present(self) -> None:
         if self._cycle.gone:

@@ -74,6 +74,7 @@ class EdgeProtocol(asyncio.Protocol):
         self._in_head = False
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._max_head_bytes, self._max_header_fields = self.limits.max_head_bytes, self.limits.max_header_fields
         self._head_size = 0
         self._fed_in_head = 0
         self._head_only = False
@@ -81,7 +82,7 @@ class EdgeProtocol(asyncio.Protocol):
         self._deaf = False
         self._closing = False
         self._read_paused = False
-        self._write_paused = False
+        self.write_paused = False
         self._writable: asyncio.Future[None] | None = None
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -141,11 +142,11 @@ class EdgeProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
-        self._write_paused = True
+        self.write_paused = True
 
     def resume_writing(self) -> None:
         """It has caught up."""
-        self._write_paused = False
+        self.write_paused = False
         self._wake_writer(None)
 
     # httptools
@@ -158,15 +159,19 @@ class EdgeProtocol(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
         self._url += url
-        self._measure(len(url))
+        self._head_size += len(url)
+        if self._head_size > self._max_head_bytes:
+            self._stop(head_too_large(self.limits))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer after the body; trailers are counted and left out."""
-        self._measure(len(name) + len(value) + 4)
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > self._max_head_bytes:
+            self._stop(head_too_large(self.limits))
         if self._in_head:
-            self._headers.append((name.lower(), value))
-            if len(self._headers) > self.limits.max_header_fields:
+            if len(self._headers) >= self._max_header_fields:
                 self._stop(too_many_fields(self.limits))
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is whole: make the cycle and its scope."""
@@ -230,7 +235,7 @@ class EdgeProtocol(asyncio.Protocol):
         self._transport.write(data)
 
     def common_headers(self) -> Headers:
-        """uvicorn's date header."""
+        """The date, from uvicorn."""
         return self._state.default_headers
 
     async def drained(self) -> None:
@@ -239,7 +244,7 @@ class EdgeProtocol(asyncio.Protocol):
         Raises:
             ConnectionError: it left, or was aborted.
         """
-        while self._write_paused and not self._closing:
+        while self.write_paused and not self._closing:
             self._writable = self.loop.create_future()
             stall = self.loop.call_later(self.limits.client_stall_s, self._stalled)
             try:
@@ -307,11 +312,6 @@ class EdgeProtocol(asyncio.Protocol):
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 
-    def _measure(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > self.limits.max_head_bytes:
-            self._stop(head_too_large(self.limits))
-
     def _stop(self, refused: Refused) -> NoReturn:
         """Leave a parser callback for `_refuse`.
 
@@ -330,8 +330,7 @@ class EdgeProtocol(asyncio.Protocol):
         elif self._answering is None:
             self._answer_refusal(refused)
         else:
-            last = self._waiting[-1][0] if self._waiting else self._answering
-            last.keep_alive = False
+            (self._waiting[-1][0] if self._waiting else self._answering).keep_alive = False
 
     def _answer_refusal(self, refused: Refused) -> None:
         body = envelope(refused.message, "invalid_request_error", code=refused.code)

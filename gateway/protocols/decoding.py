@@ -47,11 +47,11 @@ class _Name:
 
     __slots__ = ("text",)
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, _kind: type, text: str) -> None:
         self.text = text
 
 
-_names = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=lambda _kind, text: _Name(text))
+_names = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=_Name)
 
 
 def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -62,7 +62,7 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """
     try:
         value = decoder.decode(body)
-        names = [name.text for name in _names.decode(body)]
+        names = _names.decode(body)
     except msgspec.ValidationError as error:
         _refuse(str(error))
     except msgspec.DecodeError as error:
@@ -71,8 +71,9 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise _malformed("it is not valid UTF-8") from None
     except RecursionError:
         raise _malformed("it is nested too deeply") from None
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if len({name.text for name in names}) != len(names):
+        texts = [name.text for name in names]
+        twice = next(text for text in texts if texts.count(text) > 1)
         raise BadRequest(f"The parameter {_shown(twice)} is given twice.", param=twice[:_NAME_SHOWN])
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET
 
 from backends.core.errors import BadRequest, GatewayError
 from backends.core.request import GenerationRequest, Output
@@ -69,7 +70,7 @@ class OpenAIChat:
 
 def _refused(chat: ChatBody) -> None:
     for name in REFUSED:
-        if stated(getattr(chat, name)) is not None:
+        if (value := getattr(chat, name)) is not UNSET and stated(value) is not None:
             hint = "; use 'tools' and 'tool_choice'" if name.startswith("function") else ""
             raise BadRequest(f"'{name}' is not supported{hint}.", param=name, code="unsupported_parameter")
     if chat.modalities is not None and "audio" in chat.modalities:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from backends.core.errors import BadRequest
 from backends.core.request import ImageInput, Message, Part, Text, Tool, ToolCall, ToolChoice
@@ -41,10 +42,9 @@ def conversation(messages: Sequence[ChatMessage]) -> Conversation:
     out: list[Message] = []
     for number, message in enumerate(messages):
         content = message.content
-        if message.role == "user" and type(content) is str and message.name is None:
-            _only(message, number)
+        if type(content) is str and _plain(message):
             total += len(content) if content.isascii() else size(content)
-            out.append(Message("user", (Text(content),)))
+            out.append(Message(message.role, (Text(content),)))  # type: ignore[arg-type]  # `function` is not plain
             continue
         one = _message(message, number)
         total += size(one.text) + size(one.refusal) + size(one.reasoning) + len(one.name)
@@ -100,6 +100,24 @@ def tool_choice(body: ChatBody) -> ToolChoice | None:
             raise BadRequest(f"Tool choice {name!r} is not in 'tools'.", param="tool_choice.function.name")
         return ToolChoice("function", name)
     return ToolChoice(choice.allowed_tools.mode if isinstance(choice, AllowedChoice) else choice)
+
+
+def _plain(message: ChatMessage) -> bool:
+    """Whether a message has a role and content alone: nearly all have, so they are not examined field by field."""
+    return (
+        message.role in _PLAIN_ROLES
+        and message.name is None
+        and message.tool_calls is None
+        and message.tool_call_id is None
+        and message.refusal is None
+        and message.reasoning_content is None
+        and message.reasoning is None
+        and message.function_call is UNSET
+        and message.audio is UNSET
+    )
+
+
+_PLAIN_ROLES = frozenset({"user", "assistant", "system", "developer"})
 
 
 def _message(message: ChatMessage, number: int) -> Message:

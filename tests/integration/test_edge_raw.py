@@ -13,6 +13,8 @@ from gateway.pipeline.exchange import Exchange
 from gateway.protocols.contract import ClientProtocol
 from tests.integration.edge_server import QUICK, Log, Running, post, read_all, read_answer, serving
 
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\n"
+
 
 async def echo(x: Exchange, _protocol: ClientProtocol, _log: Log) -> None:
     """Answers with the length of the body."""
@@ -157,6 +159,17 @@ def test_a_slow_body_is_cut(server: Running) -> None:
     assert b"connection: close" in answer
 
 
+def test_chunk_extensions_are_no_progress(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(HEAD + b"Host: x\r\nTransfer-Encoding: chunked\r\n\r\n5;")
+        began = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() - began < 0.8:
+                sock.sendall(b"a=b;" * 100)
+                time.sleep(0.05)
+        assert status(read_all(sock)) == 408
+
+
 def test_a_body_that_progresses_may_take_its_time(server: Running) -> None:
     with server.connect() as sock:
         sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
@@ -193,9 +206,6 @@ def test_continue(server: Running) -> None:
         assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"ab")
         assert read_answer(sock).endswith(b'{"length":2}')
-
-
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\n"
 
 
 @pytest.mark.parametrize(
