@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 from gateway.gate.messages import (
     VERSION,
@@ -54,8 +55,7 @@ class _Connection(asyncio.Protocol):
         self.outbox: list[FromGate] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -84,7 +84,7 @@ class Sink:
             self._idle.clear()
             self._wake.set()
 
-    def event(self, name: str, **fields: object) -> None:
+    def event(self, name: str, /, **fields: object) -> None:
         """One event. Text is cut and secrets are masked."""
         self.write(event_line(name, fields))
 
@@ -132,7 +132,7 @@ class DirectSink:
         self._fd = fd
         self.dropped = 0
 
-    def event(self, name: str, **fields: object) -> None:
+    def event(self, name: str, /, **fields: object) -> None:
         """One event. Text is cut and secrets are masked."""
         line = event_line(name, fields)
         poll = select.poll()
