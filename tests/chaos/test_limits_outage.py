@@ -1,0 +1,312 @@
+"""What the Redis limit store does when Redis stalls, dies, comes back empty or holds what nobody wrote."""
+
+import asyncio
+import time
+
+import pytest
+import redis
+import redis.asyncio
+
+from gateway.domain.settlement import Progress, Rule, Settlement
+from gateway.domain.usage_stream import PREFIX, ROW, STREAM, unpack_row
+from gateway.limits.commands import LIVE, counter_key, reservation_key
+from gateway.limits.redis_store import RedisStore
+from gateway.limits.spool import Spool
+from gateway.limits.store import LimitExceeded, LimitsUnavailable
+from gateway.limits.sweeper import sweep
+from tests.rows import row
+
+pytestmark = pytest.mark.redis
+LEASE = 15_000
+TIMEOUT_MS = 100
+DENY = (
+    Rule("k:requests:60000", "rate", "requests", 100, 60_000, 1),
+    Rule("k:slots", "lease", "slots", 50, 0, 1),
+)
+ALLOW = tuple(Rule(r.name, r.kind, r.unit, r.limit, r.window_ms, r.cost, "allow") for r in DENY)
+
+
+def wall_us():
+    return time.time_ns() // 1000
+
+
+def make(server, **options):
+    return RedisStore(server.url, wall_us, **({"worker": "w0", "timeout_ms": TIMEOUT_MS} | options))
+
+
+async def until(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+def used(server, name=DENY[0].name):
+    with redis.Redis.from_url(server.url) as client:
+        return int(client.hget(counter_key(name), "s") or 0)
+
+
+def slots(server):
+    with redis.Redis.from_url(server.url) as client:
+        return client.zcard(counter_key("k:slots"))
+
+
+async def test_a_stopped_redis_delays_nobody_beyond_the_timeout_and_charges_nobody(own_redis):
+    async with make(own_redis) as store:
+        held = await store.admit("before", DENY, row("before"), LEASE)
+        own_redis.pause()
+        began = time.monotonic()
+        answers = await asyncio.gather(*(store.admit(f"{n}", DENY, row("x"), LEASE) for n in range(5)), return_exceptions=True)
+        assert time.monotonic() - began < TIMEOUT_MS / 1000 + 0.1
+        assert all(isinstance(answer, LimitsUnavailable) for answer in answers)
+        began = time.monotonic()
+        with pytest.raises(LimitsUnavailable):  # the breaker is open: no waiting at all
+            await store.admit("later", DENY, row("x"), LEASE)
+        assert time.monotonic() - began < 0.02
+        own_redis.resume()
+        await until(lambda: store.link.up)
+        await until(lambda: store.settlements.idle)
+        await asyncio.sleep(0.1)
+        assert used(own_redis) == 1
+        assert slots(own_redis) == 1
+        await store.admit("after", DENY, row("after"), LEASE)
+        assert await store.settle(Settlement(held, (1, 0), row("before")))
+
+
+async def test_five_admits_whose_callers_left_a_stopped_redis_charge_nothing(own_redis):
+    async with make(own_redis, timeout_ms=3000) as store:
+        await store.admit("before", DENY, row("before"), LEASE)
+        own_redis.pause()
+        tasks = [asyncio.ensure_future(store.admit(f"{n}", DENY, row("x"), LEASE)) for n in range(5)]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
+        own_redis.resume()  # within the deadline: the server does carry them out, and then takes them back
+        await asyncio.sleep(0.1)
+        await until(lambda: store.settlements.idle)
+        assert used(own_redis) == 1
+        assert slots(own_redis) == 1
+        assert store.open_count == 1
+        with redis.Redis.from_url(own_redis.url) as client:
+            assert client.xlen(STREAM) == 0
+
+
+async def test_an_admission_cancelled_before_it_was_written_is_never_sent(own_redis):
+    async with make(own_redis) as store:
+        await store.admit("before", DENY, row("before"), LEASE)
+        task = asyncio.ensure_future(store.admit("a", DENY, row("a"), LEASE))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await asyncio.gather(task, return_exceptions=True)
+        await until(lambda: store.settlements.idle)
+        assert used(own_redis) == 1
+
+
+async def test_a_late_admission_does_nothing_even_when_its_connection_is_gone(own_redis):
+    """The bytes lie in the kernel's buffer of a stopped server, which reads them when it goes on."""
+    async with make(own_redis) as store:
+        await store.admit("before", DENY, row("before"), LEASE)
+        own_redis.pause()
+        with pytest.raises(LimitsUnavailable):
+            await store.admit("late", DENY, row("late"), LEASE)
+        await store.aclose(0)
+        own_redis.resume()
+        await asyncio.sleep(0.2)
+        assert used(own_redis) == 1
+        with redis.Redis.from_url(own_redis.url) as client:
+            assert not client.exists(reservation_key("late"))
+
+
+async def test_allowed_on_outage_is_degraded_and_charged_when_redis_returns(own_redis):
+    async with make(own_redis) as store:
+        await store.admit("before", ALLOW, row("before"), LEASE)
+        own_redis.pause()
+        reservations = await asyncio.gather(*(store.admit(f"{n}", ALLOW, row("x"), LEASE) for n in range(4)))
+        assert all(reservation.degraded for reservation in reservations)
+        done = [store.settle(Settlement(r, (1, 0), row(r.id, outcome="ok"))) for r in reservations]
+        assert await asyncio.wait_for(asyncio.gather(*done), 1) == [True] * 4
+        assert store.settlements.kept == 4
+        own_redis.resume()
+        await until(lambda: store.settlements.idle)
+        assert used(own_redis) == 5
+        assert slots(own_redis) == 1
+        with redis.Redis.from_url(own_redis.url) as client:
+            ids = [unpack_row(entry[ROW.encode()]).id for _, entry in client.xrange(STREAM)]
+        assert sorted(ids) == ["0", "1", "2", "3"]
+
+
+async def test_killed_and_restarted_empty_running_requests_are_charged_again_and_rows_kept(own_redis):
+    async with make(own_redis) as store:
+        held = await store.admit("a", DENY, row("a"), LEASE)
+        own_redis.kill()
+        with pytest.raises(LimitsUnavailable):
+            await store.admit("b", DENY, row("b"), LEASE)
+        own_redis.start()
+        await until(lambda: store.link.up)
+        assert used(own_redis) == 0
+        await store.admit("c", DENY, row("c"), LEASE)
+        assert await store.settle(Settlement(held, (1, 0), row("a", outcome="ok")))
+        assert used(own_redis) == 2
+        with redis.Redis.from_url(own_redis.url) as client:
+            assert [unpack_row(entry[ROW.encode()]).id for _, entry in client.xrange(STREAM)] == ["a"]
+
+
+async def test_redis_that_was_never_there_is_found_when_it_comes(own_redis):
+    own_redis.kill()
+    async with make(own_redis) as store:
+        with pytest.raises(LimitsUnavailable):
+            await store.admit("a", DENY, row("a"), LEASE)
+        own_redis.start()
+        await until(lambda: store.link.up)
+        await store.admit("b", DENY, row("b"), LEASE)
+
+
+async def test_a_dropped_connection_is_made_again_within_the_timeout(own_redis):
+    async with make(own_redis, timeout_ms=1000) as store:
+        await store.admit("a", DENY, row("a"), LEASE)
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0.05)
+        await until(lambda: store.link.up)
+        await asyncio.gather(*(store.admit(f"{n}", DENY, row("x"), LEASE) for n in range(3)))
+        assert store.link.breaker.closed
+
+
+@pytest.mark.parametrize("poison", ["string", "letters", "nan", "negative"])
+async def test_a_poisoned_counter_is_an_outage_of_its_rule_only(own_redis, poison):
+    key = counter_key("k:requests:60000")
+    with redis.Redis.from_url(own_redis.url) as client:
+        if poison == "string":
+            client.set(key, "x")
+        else:
+            client.hset(key, mapping={"s": {"letters": "abc", "nan": "nan", "negative": "-5"}[poison], "k": 1})
+    other = (Rule("other:requests:60000", "rate", "requests", 9, 60_000, 1),)
+    async with make(own_redis) as store:
+        for n in range(3):
+            with pytest.raises(LimitsUnavailable) as caught:
+                await store.admit(f"{n}", DENY, row("x"), LEASE)
+            assert "requests" not in caught.value.message
+        assert (await store.admit("allowed", ALLOW, row("x"), LEASE)).degraded
+        assert store.link.breaker.closed
+        assert store.poisoned == 4
+        assert slots(own_redis) == 0  # nothing else was charged
+        assert not (await store.admit("fine", other, row("x"), LEASE)).degraded
+
+
+async def test_a_poisoned_counter_does_not_keep_a_settlement_from_its_row(own_redis):
+    async with make(own_redis) as store:
+        held = await store.admit("a", DENY, row("a"), LEASE)
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.set(counter_key("k:requests:60000"), "x")
+            assert await store.settle(Settlement(held, (5, 0), row("a", outcome="ok")))
+            assert client.xlen(STREAM) == 1
+        assert slots(own_redis) == 0
+
+
+async def test_a_read_only_replica_is_an_outage_and_recovers_when_it_is_primary_again(own_redis, make_redis):
+    primary = make_redis()
+    async with make(own_redis) as store:
+        held = await store.admit("a", DENY, row("a"), LEASE)
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.replicaof("127.0.0.1", primary.port)
+            with pytest.raises(LimitsUnavailable):
+                await store.admit("b", DENY, row("b"), LEASE)
+            assert await store.settle(Settlement(held, (1, 0), row("a", outcome="ok")))
+            client.replicaof("NO", "ONE")
+            await until(lambda: store.settlements.idle)
+            assert client.xlen(STREAM) == 1
+
+
+async def test_settlements_beyond_memory_go_to_the_spool_and_a_later_worker_delivers_them(own_redis, tmp_path):
+    path = tmp_path / "w0.spool"
+    many = (Rule("k:tokens:60000", "rate", "tokens", 10_000, 60_000, 10),)
+    store = make(own_redis, spool=Spool(path), max_kept=2)
+    await store.start()
+    held = [await store.admit(f"{n}", many, row(f"{n}"), LEASE) for n in range(5)]
+    own_redis.pause()
+    waiting = [store.settle(Settlement(r, (4,), row(r.id, outcome="ok"))) for r in held]
+    await asyncio.gather(*waiting)
+    assert store.settlements.kept == 2
+    assert store.settlements.spool_bytes > 0
+    assert store.ready
+    await store.aclose(0)
+    assert store.settlements.dropped == 0
+    own_redis.resume()
+    async with make(own_redis, spool=Spool(path)) as later:
+        await until(lambda: later.settlements.spool_bytes == 0)
+        assert used(own_redis, "k:tokens:60000") == 20
+        with redis.Redis.from_url(own_redis.url) as client:
+            ids = {unpack_row(entry[ROW.encode()]).id for _, entry in client.xrange(STREAM)}
+        assert ids == {"0", "1", "2", "3", "4"}
+
+
+async def test_without_a_spool_what_does_not_fit_is_counted_and_the_store_is_not_ready(own_redis):
+    store = make(own_redis, max_kept=1)
+    await store.start()
+    held = [await store.admit(f"{n}", DENY, row(f"{n}"), LEASE) for n in range(2)]
+    own_redis.pause()
+    await asyncio.gather(*(store.settle(Settlement(r, (1, 0), row(r.id))) for r in held))
+    assert not store.ready
+    assert store.settlements.dropped == 1
+    await store.aclose(0)
+    own_redis.resume()
+
+
+async def test_the_sweeper_settles_what_a_vanished_worker_left(own_redis):
+    rules = (Rule("k:tokens:60000", "rate", "tokens", 100, 60_000, 60), Rule("k:slots", "lease", "slots", 1, 0, 1))
+    gone = make(own_redis)
+    await gone.start()
+    reservation = await gone.admit("a", rules, row("a", input_tokens=20), 150)
+    await gone.renew([Progress("a", ("k:slots",), 7)])
+    async with make(own_redis) as store, redis.asyncio.Redis.from_url(own_redis.url) as client:
+        assert await sweep(client, name="ledger", cost_of=lambda row: row.output_tokens * 3) == 0
+        await asyncio.sleep(0.2)
+        await client.delete(PREFIX + "sweeper")
+        await client.script_flush()
+        assert await sweep(client, name="ledger", cost_of=lambda row: row.output_tokens * 3) == 1
+        assert await sweep(client, name="other", cost_of=lambda row: 0) == 0  # locked
+        ((_, entry),) = await client.xrange(STREAM)
+        written = unpack_row(entry[ROW.encode()])
+        assert (written.outcome, written.usage_source, written.output_tokens) == ("abandoned", "estimated", 7)
+        assert (written.admitted_us, written.cost_nusd) == (reservation.admitted_us, 21)
+        assert used(own_redis, "k:tokens:60000") == 27
+        assert await client.zcard(LIVE) == 0
+        await store.admit("b", rules, row("b"), LEASE)
+        with pytest.raises(LimitExceeded):
+            await store.admit("c", rules, row("c"), LEASE)
+    await gone.aclose(0)
+
+
+async def test_every_key_of_a_call_lies_in_one_slot_of_a_cluster(make_redis):
+    server = make_redis("--cluster-enabled", "yes")
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        end = time.monotonic() + 10
+        while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO", **{"never_decode": True}):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    async with make(server) as store:
+        held = await store.admit("a", DENY, row("a"), 100)
+        assert await store.settle(Settlement(held, (1, 0), row("a", outcome="ok")))
+        await store.admit("b", DENY, row("b"), 100)
+        await asyncio.sleep(0.15)
+        async with redis.asyncio.Redis.from_url(server.url) as client:
+            assert await sweep(client, name="ledger", cost_of=lambda row: 0) == 1
+    with redis.Redis.from_url(server.url) as client:
+        assert len({client.execute_command("CLUSTER", "KEYSLOT", key) for key in client.scan_iter()}) == 1
+
+
+async def test_out_of_memory_refuses_admissions_and_settlements_wait(make_redis):
+    server = make_redis()
+    async with make(server) as store:
+        held = await store.admit("a", DENY, row("a"), LEASE)
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", 1)
+            with pytest.raises(LimitsUnavailable):
+                await store.admit("b", DENY, row("b"), LEASE)
+            assert await store.settle(Settlement(held, (1, 0), row("a", outcome="ok")))
+            assert store.settlements.kept == 1
+            client.config_set("maxmemory", 0)
+            await until(lambda: store.settlements.idle)
+            assert client.xlen(STREAM) == 1
+            assert used(server) == 1
