@@ -11,8 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
+from backends import registry
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING
 from backends.core.request import Sampling
 from gateway.config.dynamic import (
@@ -45,21 +44,12 @@ CAPABILITY_NAMES = (
 ANY_KEY = "key"
 
 
-class Known(msgspec.Struct, frozen=True):
-    """The names that a deployment or an engine may refer to: `backends.registry`'s."""
-
-    dialects: Collection[str]
-    quirks: Collection[str]
-    engines: Collection[str]
-
-
 class Compiler:
     """One compilation. `report(path, problem, mend)` takes what is wrong; a snapshot is made only when it stayed silent."""
 
-    def __init__(self, dynamic: Dynamic, base: Path, known: Known | None, report: Callable[[KeyPath, str, str], None]) -> None:
+    def __init__(self, dynamic: Dynamic, base: Path, report: Callable[[KeyPath, str, str], None]) -> None:
         self._dynamic = dynamic
         self._base = base
-        self._known = known
         self._report = report
 
     def compile(self, version: str) -> Snapshot:
@@ -87,9 +77,12 @@ class Compiler:
 
     def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
         path: KeyPath = ("engines", name)
-        if self._known is not None:
-            self._one_of((*path, "kind"), entry.kind, self._known.engines, "engine")
-        options = entry.model_dump(include={"embedding", "threads", "batch", "gpu_layers"}, exclude_none=True)
+        self._one_of((*path, "kind"), entry.kind, registry.ENGINES, "engine")
+        # Only what was stated: another kind of engine need not know these.
+        options = entry.model_dump(
+            include={"embedding", "threads", "batch", "gpu_layers"}, exclude_unset=True, exclude_none=True
+        )
+        options |= entry.options
         model = str(self._base / entry.model)
         if "\0" in entry.model:
             self._report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
@@ -134,16 +127,23 @@ class Compiler:
         if entry.dialect is None:
             self._report(path, "it has neither `engine` nor `dialect`", "add one of them")
             return
-        if self._known is not None:
-            self._one_of((*path, "dialect"), entry.dialect, self._known.dialects, "dialect")
-        if self._known is not None and entry.quirks is not None:
-            self._one_of((*path, "quirks"), entry.quirks, self._known.quirks, "set of quirks")
+        self._one_of((*path, "dialect"), entry.dialect, registry.DIALECTS, "dialect")
+        if entry.quirks is not None:
+            self._one_of((*path, "quirks"), entry.quirks, registry.QUIRKS, "set of quirks")
+            if entry.quirks in registry.QUIRKS and entry.dialect in registry.DIALECTS:
+                self._pair(path, entry.dialect, entry.quirks)
         if entry.base_url is None:
             self._report(
                 (*path, "base_url"), "the key is missing", "add the server's address, such as http://127.0.0.1:8000/v1"
             )
         elif reason := _bad_url(entry.base_url):
             self._report((*path, "base_url"), *reason)
+
+    def _pair(self, path: KeyPath, dialect: str, quirks: str) -> None:
+        try:
+            registry.dialect(dialect, quirks)
+        except ValueError as error:
+            self._report((*path, "quirks"), str(error), "remove the quirks, or choose the dialect that they belong to")
 
     def _credential(self, path: KeyPath, entry: DeploymentEntry) -> str:
         if entry.credential is None:
@@ -202,9 +202,11 @@ class Compiler:
             self._report(
                 (*path, "weights"), "weights count only for policy `weighted`", "write policy: weighted, or remove them"
             )
-        if entry.context and entry.default_output_tokens > entry.context:
+        stated = "default_output_tokens" in entry.model_fields_set
+        if stated and entry.context and entry.default_output_tokens > entry.context:
             mend = "make it smaller than the context, so that a prompt fits beside it"
             self._report((*path, "default_output_tokens"), f"it is above the context of {entry.context} tokens", mend)
+        self._defaults(path, entry, [deployments[one] for one in sorted(seen) if one in deployments])
         return Route(
             name=name,
             tiers=tuple(tuple(deployments[one] for one in tier if one in deployments) for tier in entry.tiers),
@@ -215,6 +217,17 @@ class Compiler:
             defaults=_sampling(entry.defaults),
             owned_by=entry.owned_by,
         )
+
+    def _defaults(self, path: KeyPath, entry: ModelEntry, deployments: Iterable[Deployment]) -> None:
+        """A default that a deployment refuses would make a 400 of every request that reaches it."""
+        stated = {name for name, value in entry.defaults.model_dump(exclude_unset=True).items() if value not in (None, ())}
+        for one in deployments:
+            if one.params != "reject" or one.dialect not in registry.DIALECTS or one.quirks not in {"", *registry.QUIRKS}:
+                continue
+            can = (registry.dialect(one.dialect, one.quirks).capabilities | one.adds) - one.lacks
+            for name in sorted(stated - can):
+                problem = f"the deployment {one.id!r} does not support it, and its rule is `params: reject`"
+                self._report((*path, "defaults", name), problem, "remove the default, or write params: drop there")
 
     def _unused(self, deployments: Mapping[str, Deployment]) -> None:
         """An engine that no deployment uses would take memory for nothing, most likely by a mistake."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from gateway.config.compiler import Compiler, Known
+from gateway.config.compiler import Compiler
 from gateway.config.document import MAX_BYTES, Document, read_document
 from gateway.config.dynamic import Dynamic
 from gateway.config.problems import ConfigError, KeyPath, Problem, dotted
@@ -88,15 +87,6 @@ def restart_needed(old: Static, new: Static) -> list[str]:
     return sorted(dotted(path) for path in _differing(old.model_dump(), new.model_dump(), ()))
 
 
-def known_names() -> Known | None:
-    """The dialects, quirks and engines that this installation has; None while it has no registry."""
-    try:
-        registry: Any = importlib.import_module("backends.registry")
-    except ModuleNotFoundError:
-        return None
-    return Known(frozenset(registry.DIALECTS), frozenset(registry.QUIRKS), frozenset(registry.ENGINES))
-
-
 class _Load:
     """One load: collects problems from all its steps before it gives up."""
 
@@ -119,7 +109,7 @@ class _Load:
         dynamic = self._dynamic(dynamic_tree)
         snapshot = None
         if dynamic is not None:
-            snapshot = Compiler(dynamic, self._base, known_names(), self._report).compile(self._version)
+            snapshot = Compiler(dynamic, self._base, self._report).compile(self._version)
         result = None
         if static is not None and snapshot is not None:
             state_dir = self._base / static.state_dir

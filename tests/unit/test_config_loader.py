@@ -242,7 +242,8 @@ REMOTE = "{dialect: openai_compatible, base_url: 'http://h/v1', model: m%s}"
         ("m: {tiers: [[alpha]], aliases: [n]}\n  n: {tiers: [[alpha]]}", "models.m.aliases[0]", "taken"),
         ("m: {tiers: [[alpha]], defaults: {max_tokens: 3}}", "models.m.defaults.max_tokens", "no such key"),
         ("m: {tiers: [[alpha]], defaults: {temperature: 3}}", "models.m.defaults.temperature", "less"),
-        ("m: {tiers: [[alpha]], context: 512}", "models.m.default_output_tokens", "512"),
+        ("m: {tiers: [[alpha]], context: 512, default_output_tokens: 600}", "models.m.default_output_tokens", "512"),
+        ("m: {tiers: [[alpha]], defaults: {temperature: 1, top_k: 5}}", "models.m.defaults.top_k", "params: drop"),
     ],
 )
 def test_models_are_cross_checked(models: str, key: str, words: str) -> None:
@@ -260,6 +261,7 @@ def test_models_are_cross_checked(models: str, key: str, words: str) -> None:
         (", credential: sk-literal-canary", "credential"),
         (", credential: env:NOT_THERE_AT_ALL", "credential"),
         (", template: nowhere.jinja", "template"),
+        (", quirks: vlm", "quirks"),
         (", capabilities: {adds: [tpo_k]}", "capabilities.adds"),
         (", capabilities: {adds: [top_k], lacks: [top_k]}", "capabilities"),
         (", params: dorp", "params"),
@@ -270,6 +272,18 @@ def test_deployments_are_checked(extra: str, key: str) -> None:
     found = problems(f"deployments:\n  d: {REMOTE % extra}\n")
     assert f"deployments.d.{key}" in [one.key for one in found]
     assert "canary" not in "\n".join(str(one) for one in found)
+
+
+def test_dialect_and_quirks_must_belong_together() -> None:
+    text = "deployments: {d: {dialect: llamacpp, quirks: vllm, base_url: 'http://h', model: m}}"
+    assert only(text).key == "deployments.d.quirks"
+    assert only(text.replace("llamacpp, quirks: vllm", "llamacp")).mend == "did you mean 'llamacpp'?"
+
+
+def test_an_engine_is_given_only_what_was_stated() -> None:
+    text = "engines: {e: {kind: scripted, model: m, options: {echo: true}}}\ndeployments: {d: {engine: e, model: m}}"
+    assert parse(text.encode(), Path("/nowhere/c.yaml")).snapshot.engines["e"].options == {"echo": True}
+    assert only(text.replace("scripted", "scriptd")).mend == "did you mean 'scripted'?"
 
 
 def test_two_declared_keys_may_not_be_the_same() -> None:
