@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
@@ -180,6 +182,20 @@ class PostgresServer:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(30)
             self._process = None
+
+    def pause(self) -> None:
+        """SIGSTOP to all its processes: connections stay open, nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, "not started"
+        main = psutil.Process(self._process.pid)
+        for process in (main, *main.children(recursive=True)):
+            process.send_signal(number)
 
     def remove(self) -> None:
         """Stop it and delete its folder."""

@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.domain.settlement import LedgerRow
 from gateway.domain.usage_stream import ACKED, PREFIX, ROW, SEQ, STREAM, WORKER, unpack_row
-from gateway.ledger.queries import DAY_US, delete_before
+from gateway.ledger.queries import keep_retention
 from gateway.ledger.rows import connect, store_rows, unstorable
 
 LEASE = PREFIX + "ledger"
@@ -101,13 +101,17 @@ class LedgerRole:
         if not entries:
             return 0
         rows: list[LedgerRow] = []
-        for id, fields in entries:
-            row, reason = _read(fields)
+        dead: list[tuple[Entry, str]] = []
+        for entry in entries:
+            row, reason = _read(entry[1])
             if row is None:
-                await self._bury(id, fields, reason)
+                dead.append((entry, reason))
             else:
                 rows.append(row)
         await store_rows(self._engine, rows)
+        # After the rows, or an outage of SQL would bury them again at each try.
+        for (id, fields), reason in dead:
+            await self._bury(id, fields, reason)
         await self._acknowledge(entries)
         self.written += len(rows)
         return len(entries)
@@ -158,7 +162,10 @@ async def run_ledger(
         engine = connect(database_url)
         stack.push_async_callback(engine.dispose)
         role = LedgerRole(redis, engine, secrets.token_hex(8))
-        await _drain_until(role, engine, retain_days, stop, linger_s, retry_s)
+        async with asyncio.TaskGroup() as group:
+            cleaning = group.create_task(keep_retention(database_url, retain_days, _wall_us))
+            await _drain_until(role, stop, linger_s, retry_s)
+            cleaning.cancel()
         with suppress(*_OUTAGE):
             async with asyncio.timeout(5.0):
                 while await role.hold() and await role.step():
@@ -166,10 +173,7 @@ async def run_ledger(
         await role.release()
 
 
-async def _drain_until(
-    role: LedgerRole, engine: AsyncEngine, retain_days: int, stop: asyncio.Event, linger_s: float, retry_s: float
-) -> None:
-    next_cleaning = 0.0
+async def _drain_until(role: LedgerRole, stop: asyncio.Event, linger_s: float, retry_s: float) -> None:
     out = False
     while not stop.is_set():
         pause_s = retry_s
@@ -177,9 +181,6 @@ async def _drain_until(
             if await role.hold():
                 taken = await role.step()
                 pause_s = 0.0 if taken >= role.batch else linger_s
-                if time.monotonic() >= next_cleaning:
-                    await delete_before(engine, time.time_ns() // 1000 - retain_days * DAY_US)
-                    next_cleaning = time.monotonic() + 3600.0
             if out:
                 _log.info("ledger works again")
             out = False
@@ -190,6 +191,10 @@ async def _drain_until(
             pause_s = retry_s
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
+
+
+def _wall_us() -> int:
+    return time.time_ns() // 1000
 
 
 def _read(fields: Mapping[bytes, bytes]) -> tuple[LedgerRow | None, str]:

@@ -57,6 +57,28 @@ async def test_keys_through_an_outage_and_back(postgres_server: PostgresServer) 
     await store.aclose()
 
 
+async def test_a_database_that_hangs_costs_a_bounded_wait(postgres_server: PostgresServer) -> None:
+    await asyncio.to_thread(migrate, postgres_server.url)
+    known, fresh, other = [await create_key(postgres_server.url, PEPPER, NewKey(name)) for name in ("a", "b", "c")]
+    store = KeyStore(postgres_server.url, timeout_s=0.5)
+    snapshot = Snapshot(version="1", models={}, deployments={}, engines={})
+    auth = Authenticator(lambda: snapshot, store, PEPPER)
+    await auth.refresh()
+    assert await refusal(auth, known.secret) is None
+    postgres_server.pause()
+    try:
+        async with asyncio.timeout(0.1):
+            assert await refusal(auth, known.secret) is None
+        async with asyncio.timeout(3.0), asyncio.TaskGroup() as group:
+            group.create_task(auth.refresh())
+            waiting = [group.create_task(refusal(auth, key.secret)) for key in (fresh, other) for _ in range(20)]
+        assert {task.result() for task in waiting} == {KeysUnavailable}
+    finally:
+        postgres_server.resume()
+    assert await refusal(auth, fresh.secret) is None
+    await store.aclose()
+
+
 async def test_changes_made_at_once_each_have_their_number(postgres_server: PostgresServer) -> None:
     await asyncio.to_thread(migrate, postgres_server.url)
     store = KeyStore(postgres_server.url)

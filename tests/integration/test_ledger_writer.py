@@ -113,6 +113,33 @@ async def test_poison_is_moved_aside_and_stops_nobody(
     assert any("moved aside" in record.message for record in caplog.records)
 
 
+async def test_poison_is_moved_aside_once_however_long_sql_is_out(redis: Redis, engine: AsyncEngine, tmp_path: Path) -> None:
+    await redis.xadd(STREAM, {"r": b"poison"})
+    await add(redis, "good")
+    broken = connect(f"sqlite+aiosqlite:///{tmp_path / 'not-migrated.db'}")
+    role = LedgerRole(redis, broken, "me")
+    for _ in range(3):
+        with pytest.raises(sa.exc.OperationalError):
+            await role.step()
+    await broken.dispose()
+    assert await redis.xlen(STREAM) == 2 and await redis.exists(DEAD, ACKED) == 0
+    assert await LedgerRole(redis, engine, "me").step() == 2
+    assert await redis.xlen(DEAD) == 1 and set(await stored(engine)) == {"good"}
+
+
+async def test_old_rows_go_while_the_role_runs(own_redis: RedisServer, redis: Redis, engine: AsyncEngine, url: str) -> None:
+    await store_rows(engine, [row("old", outcome="ok", admitted_us=1), row("young", outcome="ok", admitted_us=2**60)])
+    stop = asyncio.Event()
+
+    async def gone() -> bool:
+        return set(await stored(engine)) == {"young"}
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run_ledger(own_redis.url, url, 400, stop))
+        await until(gone)
+        stop.set()
+
+
 async def test_one_role_at_a_time_and_a_dead_ones_lease_ends(redis: Redis, engine: AsyncEngine) -> None:
     one, other = LedgerRole(redis, engine, "one", lease_ms=150), LedgerRole(redis, engine, "other", lease_ms=150)
     assert await one.hold() and await one.hold() and not await other.hold()
