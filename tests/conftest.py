@@ -51,6 +51,8 @@ def postgres_server() -> Iterator[PostgresServer]:
     reason = postgres_missing()
     if reason is not None:
         pytest.skip(reason)
-    server = PostgresServer().start()
-    yield server
-    server.remove()
+    server = PostgresServer()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
