@@ -79,10 +79,8 @@ class EdgeProtocol(asyncio.Protocol):
         self._fed_in_head = 0
         self._head_only = False
         self._refused: Refused | None = None
-        self._deaf = False
-        self._closing = False
-        self._read_paused = False
-        self.write_paused = False
+        self._deaf = self._closing = False
+        self._read_paused = self.write_paused = False
         self._writable: asyncio.Future[None] | None = None
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -114,7 +112,7 @@ class EdgeProtocol(asyncio.Protocol):
         self._parser = None
 
     def eof_received(self) -> None:
-        """The client will send no more: it has left. Returning None closes the transport once it is flushed."""
+        """The client will send no more: it has left. None lets the transport flush and close."""
         if self._answering is not None:
             self._all_leave()
             self._transport.abort()
@@ -227,6 +225,7 @@ class EdgeProtocol(asyncio.Protocol):
                 self._deadline = None
             self._reading.end()
             self._reading = None
+            self._read_on()  # the client's leaving must be seen
 
     # What a cycle asks
 
@@ -257,9 +256,7 @@ class EdgeProtocol(asyncio.Protocol):
 
     def body_wanted(self, cycle: Cycle, /) -> None:
         """Someone waits for body bytes: read on, and in time."""
-        if self._read_paused:
-            self._read_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         if cycle is self._reading and self._deadline is None:
             self._arm(self.limits.body_s)
 
@@ -340,14 +337,17 @@ class EdgeProtocol(asyncio.Protocol):
     def _close(self) -> None:
         """End the connection gently: what was written is flushed, what still comes is thrown away for a while."""
         self._deaf = self._closing = True
-        if self._read_paused:
-            self._read_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         if not self._transport.can_write_eof():
             self._transport.close()
             return
         self._transport.write_eof()
         self._arm(self.limits.client_stall_s if self._transport.get_write_buffer_size() else self.limits.linger_s)
+
+    def _read_on(self) -> None:
+        if self._read_paused:
+            self._read_paused = False
+            self._transport.resume_reading()
 
     def _all_leave(self) -> None:
         self._waiting.clear()

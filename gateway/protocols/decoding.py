@@ -25,6 +25,11 @@ T = TypeVar("T")
 
 #: How deep a JSON schema of a client may be nested.
 MAX_DEPTH = 64
+#: Most bytes of all such schemas of one parameter (`tools`, `response_format`) together.
+MAX_SCHEMA_BYTES = 1 << 19
+#: Most commas of a body: what bounds the time that decoding takes the event loop, whatever `max_body_mb` says. Commas in
+#: texts count too; no model's context holds a text with so many.
+MAX_COMMAS = 500_000
 #: Longest parameter name that an error repeats.
 _NAME_SHOWN = 128
 
@@ -60,6 +65,8 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     Raises:
         BadRequest: with `param` in the client's spelling, e.g. `messages[0].content`.
     """
+    if len(body) > MAX_COMMAS and body.count(b",") > MAX_COMMAS:
+        raise BadRequest(f"The request has more than {MAX_COMMAS} values.")
     try:
         value = decoder.decode(body)
         names = _names.decode(body)
@@ -78,6 +85,27 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     return value
 
 
+def decoded_part(
+    decoder: msgspec.json.Decoder[T], raw: msgspec.Raw | msgspec.UnsetType, param: str, max_bytes: int
+) -> T | None:
+    """The typed value of a parameter that was kept as JSON; None when it is absent or null.
+
+    Raises:
+        BadRequest: it is longer than `max_bytes`, or wrong; names the parameter.
+    """
+    if raw is msgspec.UNSET or (part := stated(raw)) is None:
+        return None
+    text = bytes(part)
+    if len(text) > max_bytes:
+        raise BadRequest(f"'{param}' is longer than {max_bytes} bytes.", param=param)
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError as error:
+        _refuse(str(error), param)
+    except (UnicodeDecodeError, RecursionError):
+        raise BadRequest(f"'{param}' is not valid JSON.", param=param) from None
+
+
 def stated(raw: msgspec.Raw | msgspec.UnsetType) -> msgspec.Raw | None:
     """A value kept as JSON, or None when it is absent or null."""
     return None if isinstance(raw, msgspec.UnsetType) or bytes(raw) == b"null" else raw
@@ -90,6 +118,8 @@ def checked_schema(raw: msgspec.Raw, param: str) -> msgspec.Raw:
         BadRequest: names `param`.
     """
     text = bytes(raw)
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise BadRequest(f"'{param}' is longer than {MAX_SCHEMA_BYTES} bytes.", param=param)
     if not text.lstrip().startswith(b"{"):
         raise BadRequest(f"Invalid type for '{param}': expected an object.", param=param, code="invalid_type")
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
@@ -141,11 +171,11 @@ def _shown(name: str) -> str:
     return repr(name[:_NAME_SHOWN])
 
 
-def _refuse(text: str) -> NoReturn:
-    """Turn msgspec's sentence into OpenAI's."""
-    path = ""
+def _refuse(text: str, within: str = "") -> NoReturn:
+    """Turn msgspec's sentence into OpenAI's; `within` is the parameter that was decoded on its own."""
+    path = within
     if at := _AT.search(text):
-        path, text = at[1].removesuffix("[...]"), text[: at.start()]
+        path, text = _joined(within, at[1].removesuffix("[...]")), text[: at.start()]
     if unknown := _UNKNOWN.match(text):
         name = _joined(path, unknown[1])
         raise BadRequest(f"Unknown parameter: {_shown(name)}.", param=name, code="unknown_parameter")
@@ -162,7 +192,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}"[:_NAME_SHOWN] if path else name[:_NAME_SHOWN]
+    return f"{path}.{name}"[:_NAME_SHOWN] if path and name else (path or name)[:_NAME_SHOWN]
 
 
 def _words(text: str) -> str:

@@ -8,14 +8,15 @@ from msgspec import UNSET
 from backends.core.errors import BadRequest, GatewayError
 from backends.core.request import GenerationRequest, Output
 from gateway.protocols.contract import Call, Encoder, Identity
-from gateway.protocols.decoding import checked_schema, decoded, stated
+from gateway.protocols.decoding import checked_schema, decoded, decoded_part, stated
 from gateway.protocols.openai_chat_encoder import ChatStream, ChatUnary
 from gateway.protocols.openai_errors import render
 from gateway.protocols.openai_messages import conversation, tool_choice, tools
 from gateway.protocols.openai_shared import options, output_cap, sampling, size
-from gateway.protocols.openai_wire import REFUSED, ChatBody, JsonObjectFormat, JsonSchemaFormat
+from gateway.protocols.openai_wire import MAX_SMALL_BYTES, REFUSED, ChatBody, JsonObjectFormat, JsonSchemaFormat, Metadata
 
 _decoder = msgspec.json.Decoder(ChatBody)
+_metadata: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(Metadata)
 _TEXT = Output()
 
 
@@ -69,6 +70,7 @@ class OpenAIChat:
 
 
 def _refused(chat: ChatBody) -> None:
+    decoded_part(_metadata, chat.metadata, "metadata", MAX_SMALL_BYTES)
     for name in REFUSED:
         if (value := getattr(chat, name)) is not UNSET and stated(value) is not None:
             hint = "; use 'tools' and 'tool_choice'" if name.startswith("function") else ""

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from backends.core.errors import BadRequest
 from backends.core.request import ImageInput, Message, Part, Text, Tool, ToolCall, ToolChoice
-from gateway.protocols.decoding import checked_schema, stated
+from gateway.protocols.decoding import MAX_SCHEMA_BYTES, checked_schema, stated
 from gateway.protocols.openai_shared import size
 from gateway.protocols.openai_wire import (
     AllowedChoice,
@@ -60,11 +60,15 @@ def tools(body: ChatBody) -> tuple[Tool, ...]:
         BadRequest: a kind of tool that is not supported, a bad schema, or an allowed tool that does not exist.
     """
     out: list[Tool] = []
+    schema_bytes = 0
     for number, tool in enumerate(body.tools or ()):
         if isinstance(tool, CustomTool):
             raise _unsupported(f"tools[{number}].type", "Custom tools are not supported; use a function tool.")
         function = tool.function
         schema = stated(function.parameters)
+        schema_bytes += 0 if schema is None else len(bytes(schema))
+        if schema_bytes > MAX_SCHEMA_BYTES:
+            raise BadRequest(f"The schemas of 'tools' are longer than {MAX_SCHEMA_BYTES} bytes.", param="tools")
         parameters = _NO_PARAMETERS if schema is None else checked_schema(schema, f"tools[{number}].function.parameters")
         out.append(Tool(function.name, function.description or "", parameters, function.strict))
     choice = body.tool_choice

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from backends.core.errors import BadRequest
 from backends.core.request import Sampling
 from gateway.protocols.contract import Options
-from gateway.protocols.openai_wire import GenerationBody
+from gateway.protocols.decoding import decoded_part
+from gateway.protocols.openai_wire import MAX_SMALL_BYTES, GenerationBody, LogitBias
+
+_logit_bias: msgspec.json.Decoder[dict[str, float]] = msgspec.json.Decoder(LogitBias)
 
 #: Sampling parameters whose name and form are the same on both sides.
 _SAME = (
@@ -39,8 +44,8 @@ def sampling(body: GenerationBody, cap: int | None) -> Sampling:
             raise BadRequest("'min_tokens' is larger than the output cap.", param="min_tokens")
     if body.stop:
         values["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
-    if body.logit_bias:
-        values["logit_bias"] = tuple((_token_id(key), bias) for key, bias in body.logit_bias.items())
+    if bias := decoded_part(_logit_bias, body.logit_bias, "logit_bias", MAX_SMALL_BYTES):
+        values["logit_bias"] = tuple((_token_id(key), value) for key, value in bias.items())
     if body.top_k is not None:
         values["top_k"] = max(body.top_k, 0)
     repetition = body.repetition_penalty

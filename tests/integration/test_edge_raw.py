@@ -343,6 +343,20 @@ def test_leaving_in_the_middle_of_a_body() -> None:
         assert running.log.wait("cancelled") < 0.5
 
 
+@pytest.mark.parametrize("size", [1_100_000, 8_000_000])
+def test_leaving_after_a_big_body_that_was_asked_late(size: int) -> None:
+    async def late(x: Exchange, _protocol: ClientProtocol, log: Log) -> None:
+        await asyncio.sleep(0.3)
+        log.add(f"got {len(await x.body(10_000_000))}")
+        await asyncio.sleep(30)
+
+    with serving(late) as running, running.connect() as sock:
+        sock.sendall(post(b"x" * size))
+        running.log.wait(f"got {size}")
+        sock.close()
+        assert running.log.wait("cancelled") < 0.5
+
+
 def test_an_answer_before_the_body_ends_the_connection() -> None:
     async def refuse(x: Exchange, protocol: ClientProtocol, _log: Log) -> None:
         await x.finish(b"no")

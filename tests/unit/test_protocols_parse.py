@@ -297,6 +297,12 @@ def test_malformed_bodies(body: bytes, code: str) -> None:
     assert len(error.message) < 400
 
 
+def test_the_number_of_values_is_bounded() -> None:
+    error = refusal(COMPLETIONS, b'{"model":"m","prompt":[' + b"1," * 600_000 + b"1]}")
+    assert (error.code, error.param) == ("invalid_value", None)
+    assert generation(COMPLETIONS.parse(b'{"model":"m","prompt":[' + b"1," * 100_000 + b"1]}")).prompts
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -313,6 +319,22 @@ def test_schemas_are_bounded(schema: bytes) -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[' + tool + b"]}"
     error = refusal(CHAT, body)
     assert error.param == "tools[0].function.parameters"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"metadata": 5}, "metadata"),
+        ({"metadata": {"a": 5}}, "metadata"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+        ({"metadata": {"a": "x" * 70_000}}, "metadata"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"logit_bias": {"1": 1, **{f"{n:010}": 1 for n in range(5000)}}}, "logit_bias"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": "x" * 300_000}}}] * 2}, "tools"),
+    ],
+)
+def test_kept_json_is_bounded(fields: dict[str, object], param: str) -> None:
+    assert refusal(CHAT, json.dumps({"model": "m", "messages": HELLO, **fields}).encode()).param == param
 
 
 def test_brackets_in_strings_are_no_depth() -> None:
