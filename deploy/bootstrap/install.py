@@ -226,7 +226,8 @@ class Install:
         self, name: str, *arguments: str, environment: Path | None = None, variables: dict[str, str] | None = None
     ) -> None:
         chosen = () if environment is None else ("--python", environment / "bin/python")
-        quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1", **(variables or {})}
+        # Python compiles what it imports anyway; compiling everything here would take cores from llama.cpp.
+        quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COMPILE": "1", "PYTHONUNBUFFERED": "1", **(variables or {})}
         self._steps.run(name, [self._places.python, "-m", "pip", *chosen, *arguments], quiet)
 
     def _wait(self, event: threading.Event) -> None:

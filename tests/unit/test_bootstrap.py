@@ -182,11 +182,14 @@ def test_libraries_are_laid_into_the_package_with_their_links(tmp_path: Path) ->
 def test_a_source_package_is_unpacked_once_and_whole(tmp_path: Path) -> None:
     sdist = tmp_path / "pkg-1.tar.gz"
     with tarfile.open(sdist, "w:gz") as archive:
-        entry = tarfile.TarInfo("pkg-1/a.txt")
-        entry.size = 2
-        archive.addfile(entry, io.BytesIO(b"hi"))
+        for name in ("pkg-1/a.txt", "pkg-1/vendor/llama.cpp/src/b.txt", "pkg-1/vendor/llama.cpp/docs/c.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 2
+            archive.addfile(entry, io.BytesIO(b"hi"))
     target = llama.unpack(sdist, tmp_path)
     assert (target / "a.txt").read_text() == "hi"
+    assert (target / "vendor/llama.cpp/src/b.txt").exists()
+    assert not (target / "vendor/llama.cpp/docs").exists()
     (target / "mark").touch()
     assert (llama.unpack(sdist, tmp_path) / "mark").exists()
 
