@@ -286,19 +286,19 @@ def worst(t: Tree, dead: dict[int, float]) -> int:
 
 def test_the_bound_holds_over_four_workers_through_kills_of_a_worker_and_of_the_gate(tree: Callable[..., Tree]) -> None:
     t = tree(workers=4, gate=True, slots=3).started()
-    threads, got = hold(t, 40, 0.15)
-    t.until(lambda: t.journal.exists() and t.journal.read_text().count("+") >= 6, "no slots")
+    threads, got = hold(t, 24, 0.6)  # longer than the gate's restart takes
+    t.until(lambda: t.journal.exists() and t.journal.read_text().count("+") >= 3, "no slots")
     gate = t.pid("gate")
     os.kill(gate, signal.SIGKILL)
-    t.until(lambda: t.pid("gate") != gate and t.journal.read_text().count("+") >= 18, "no slots after the gate's restart")
+    t.until(lambda: t.pid("gate") != gate and t.journal.read_text().count("+") >= 9, "no slots after the gate's restart")
     holders = [int(line.split()[1]) for line in t.journal.read_text().splitlines() if line.startswith("+")]
     victim = holders[-1]
-    os.kill(victim, signal.SIGKILL)
     dead = {victim: time.monotonic()}
+    os.kill(victim, signal.SIGKILL)
     for thread in threads:
         thread.join(20)
     assert worst(t, dead) == 3
-    assert got.count("done") >= 20
+    assert got.count("done") >= 12
     t.until(lambda: t.metric("switchyard_slots_in_use") == 0, "slots leaked")
     again, answers = hold(t, 6, 0.01)
     for thread in again:
