@@ -1,9 +1,10 @@
-"""The gate process: one queue for all workers, and the metrics of all of them on one port."""
+"""The gate process: one queue for all workers, and the metrics of all of them on one port. Without it, the one worker's."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +63,21 @@ def run_gate(child: Child, *, path: Path, workers: int, max_waiting: int, metric
         gate.close()
 
     return run_async(child, main)
+
+
+async def export_alone(metrics: Metrics, stats: Callable[[], dict[str, PoolStats]], listen: tuple[str, int], log: _Log) -> None:
+    """For a gateway with one worker and no gate process: the worker serves its own metrics. Runs until cancelled.
+
+    Args:
+        stats: of the in-process gate.
+    """
+
+    async def render() -> bytes:
+        metrics.set(f.WORKERS, 1)
+        show_pools(metrics, stats())
+        return exposition(metrics.dump())
+
+    await export(Exporter(render), listen, log)
 
 
 def show_pools(metrics: Metrics, stats: dict[str, PoolStats]) -> None:

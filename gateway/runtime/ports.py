@@ -37,6 +37,8 @@ def own_port(host: str, port: int) -> socket.socket:
 def worker_socket(owner: socket.socket) -> socket.socket:
     """A worker's own socket on the owned port; not yet listening, non-blocking."""
     sock = socket.socket(owner.family, socket.SOCK_STREAM)
+    # SO_REUSEADDR is for what it leaves behind: its connections in TIME_WAIT then do not fail the next probe.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.setblocking(False)
     sock.bind(owner.getsockname())

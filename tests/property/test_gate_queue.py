@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+import random
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -108,3 +110,39 @@ class Machine(RuleBasedStateMachine):
 
 TestQueue = Machine.TestCase
 TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(
+    backlogs=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    slots=st.integers(1, 4),
+    served=st.integers(0, 120),
+    rng=st.randoms(use_true_random=False),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_newcomer_waits_for_one_turn_of_each_other_key_at_most(
+    backlogs: list[int], slots: int, served: int, rng: random.Random
+) -> None:
+    queue = FairQueue(10_000)
+    queue.set_limit("d", slots, 0)
+    arrivals = [f"heavy{n}" for n, backlog in enumerate(backlogs) for _ in range(backlog)]
+    rng.shuffle(arrivals)
+    running: list[Ticket] = []
+
+    def ask(serial: int, key: str) -> None:
+        running.extend(d.ticket for d in queue.acquire((0, serial), key, 1.0, 0, ["d"], 0, 10**9) if isinstance(d, Granted))
+
+    def release_one() -> None:
+        ticket = running.pop(rng.randrange(len(running)))
+        running.extend(d.ticket for d in queue.release(ticket, 0) if isinstance(d, Granted))
+
+    for serial, key in enumerate(arrivals):
+        ask(serial, key)
+    for _ in range(min(served, len(arrivals) - 1)):
+        release_one()
+    light = (0, 10**6)
+    ask(light[1], "light")
+    turns = 0
+    while light not in running:
+        release_one()
+        turns += 1
+    assert turns <= len(backlogs) + 1
