@@ -16,12 +16,20 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 #: Numbers above it lose digits in Redis' Lua, so limits may not pass it.
 MAX_LIMIT = 2**53
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+_ENGINE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,31}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise ValueError("a name has 1 to 128 of the characters A-Z a-z 0-9 . _ : / -")
+    return text
+
+
+def _engine_name(text: str) -> str:
+    """An engine's name is part of its socket's path, which is short."""
+    if not _ENGINE_NAME.fullmatch(text):
+        raise ValueError("an engine's name has 1 to 32 of the characters A-Z a-z 0-9 . _ - and no dot at its beginning")
     return text
 
 
@@ -41,6 +49,7 @@ def _instant(value: object) -> object:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+EngineName = Annotated[str, AfterValidator(_engine_name)]
 Hash = Annotated[str, AfterValidator(_hash)]
 Instant = Annotated[datetime.datetime, BeforeValidator(_instant)]
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, max_digits=13, decimal_places=6)]
@@ -257,7 +266,7 @@ class Keys(Entry):
 class Dynamic(Entry):
     """Everything that a reload can change."""
 
-    engines: dict[Name, EngineEntry] = Field(default_factory=dict, description="local engines by name")
+    engines: dict[EngineName, EngineEntry] = Field(default_factory=dict, description="local engines by name")
     deployments: dict[Name, DeploymentEntry] = Field(default_factory=dict, description="places that serve models, by name")
     models: dict[Name, ModelEntry] = Field(default_factory=dict, description="models by the name that clients use")
     teams: dict[Name, TeamEntry] = Field(default_factory=dict, description="teams by name")

@@ -31,8 +31,9 @@ _SECRETS: tuple[tuple[str, ...], ...] = (
 )
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 PEPPER_MIN_CHARACTERS = 32
-#: Longest path of a run directory, in bytes: a Unix socket's path has 108 with its name and a NUL (unix(7)).
-MAX_RUN_DIR_BYTES = 80
+#: Longest path of a run directory, in bytes: a Unix socket's path has 108 with a NUL (unix(7)), of which 46 are left
+#: for the name of a socket, `/engine-<32 characters>.sock` at the longest.
+MAX_RUN_DIR_BYTES = 61
 
 
 def load(path: Path) -> Configuration:

@@ -30,7 +30,8 @@ mistake with file, line, key and mend. Unknown keys, duplicate keys and names th
 SIGHUP; a file with a mistake changes nothing.
 
 Secrets never stand in the file: write `env:NAME` or `file:PATH`. Relative paths start at the file's folder. A name has
-1 to 128 of the characters `A-Z a-z 0-9 . _ : / -`. `<name>` below is a name of your choice, `[]` a list's entry.
+1 to 128 of the characters `A-Z a-z 0-9 . _ : / -` (an engine's 1 to 32, without `:` and `/`). `<name>` below is a name
+of your choice, `[]` a list's entry.
 """
 
 
