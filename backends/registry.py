@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from backends.core.capabilities import LOCAL_SAMPLING
+from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import Dialect
 from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
@@ -124,6 +124,20 @@ DIALECTS: Mapping[str, Callable[[str], Dialect]] = MappingProxyType(
         "llamacpp": lambda quirks: _plain("llamacpp", LlamaCpp(), quirks),
     }
 )
+#: What a local engine can do when it generates, and when it embeds, by kind.
+_GENERATES: Mapping[str, Capabilities] = MappingProxyType(
+    {
+        "llamacpp": OPENAI_SAMPLING
+        | LOCAL_SAMPLING
+        | {"chat", "completions", "n", "logprobs", "token_input", "grammar"}
+        | {"response_format.json_object", "response_format.json_schema"},
+        "scripted": frozenset(
+            {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "logprobs"}
+        )
+        | {"ignore_eos", "min_tokens"},
+    }
+)
+_EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
 #: Engine kinds to `module:Class`.
 ENGINES: Mapping[str, str] = MappingProxyType(
     {
@@ -143,6 +157,17 @@ def dialect(name: str, quirks: str = "") -> Dialect:
     if make is None:
         raise ValueError(f"unknown dialect {name!r}; known: {', '.join(sorted(DIALECTS))}")
     return make(quirks)
+
+
+def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilities:
+    """What an engine of this kind can do under these options. Local engines end by themselves: they need no cap.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in _GENERATES:
+        raise ValueError(f"unknown engine kind {kind!r}; known: {', '.join(sorted(_GENERATES))}")
+    return _EMBEDS if options.get("embedding") else _GENERATES[kind]
 
 
 def _quirks(name: str) -> Quirks:

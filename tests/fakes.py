@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -242,6 +243,7 @@ class FakeHouse:
         self.bugs: list[BaseException] = []
         self.open_requests = OpenRequests()
         view = View(snapshot, self.catalog, 1 << 20)
+        numbers = itertools.count()
         self.house = House(
             view=lambda: view,
             auth=self.auth,
@@ -250,4 +252,5 @@ class FakeHouse:
             settler=Settler(self.store, self.seen.append),
             open_requests=self.open_requests,
             report_bug=lambda _, bug: self.bugs.append(bug),
+            mint_id=lambda _: f"id-{next(numbers)}",
         )

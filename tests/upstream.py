@@ -35,6 +35,7 @@ class Upstream:
 
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -129,6 +130,7 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
 
 
 async def _connection(upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    upstream.writers.add(writer)
     try:
         while (read := await _read(reader)) is not None:
             headers, raw = read
@@ -146,9 +148,10 @@ async def _connection(upstream: Upstream, reader: asyncio.StreamReader, writer: 
                 watching.cancel()
             with suppress(ConnectionError):
                 await writer.drain()
-    except (ConnectionError, asyncio.IncompleteReadError):
-        pass
+    except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        pass  # the server is being closed
     finally:
+        upstream.writers.discard(writer)
         writer.close()
 
 
@@ -162,4 +165,5 @@ async def upstream_server() -> AsyncIterator[Upstream]:
         yield upstream
     finally:
         server.close()
-        server.close_clients()
+        for writer in list(upstream.writers):
+            writer.transport.abort()

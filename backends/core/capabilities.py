@@ -24,6 +24,8 @@ OPENAI_SAMPLING = frozenset(
 #: Sampling parameters that only local backends know.
 LOCAL_SAMPLING = frozenset(Sampling.__struct_fields__) - OPENAI_SAMPLING
 _DEFAULT_SAMPLING = Sampling()
+_SAMPLING_FIELDS = Sampling.__struct_fields__
+_DEFAULTS = msgspec.structs.astuple(_DEFAULT_SAMPLING)
 #: What may be left out without changing what kind of answer comes: the `drop` rule applies to these only.
 DROPPABLE = OPENAI_SAMPLING | LOCAL_SAMPLING | {"parallel_tool_calls", "reasoning_effort", "logprobs"}
 
@@ -44,10 +46,12 @@ def asked(job: Job) -> frozenset[str]:
 
 
 def _sampling(sampling: Sampling) -> set[str]:
+    if sampling == _DEFAULT_SAMPLING:
+        return set()
     return {
         name
-        for name in Sampling.__struct_fields__
-        if getattr(sampling, name) not in (None, ()) and getattr(sampling, name) != getattr(_DEFAULT_SAMPLING, name)
+        for name, value, default in zip(_SAMPLING_FIELDS, msgspec.structs.astuple(sampling), _DEFAULTS, strict=True)
+        if value is not None and value != default
     }
 
 

@@ -48,10 +48,15 @@ def _instant(value: object) -> object:
     return value
 
 
+def _with_zone(instant: datetime.datetime) -> datetime.datetime:
+    """Quoted text comes here as pydantic parsed it; without a zone it is UTC too."""
+    return instant if instant.tzinfo else instant.replace(tzinfo=datetime.UTC)
+
+
 Name = Annotated[str, AfterValidator(_name)]
 EngineName = Annotated[str, AfterValidator(_engine_name)]
 Hash = Annotated[str, AfterValidator(_hash)]
-Instant = Annotated[datetime.datetime, BeforeValidator(_instant)]
+Instant = Annotated[datetime.datetime, BeforeValidator(_instant), AfterValidator(_with_zone)]
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, max_digits=13, decimal_places=6)]
 
 

@@ -74,6 +74,9 @@ class Server(Section):
     drain_delay_s: float = Field(
         default=0, ge=0, le=600, description="seconds between not ready and no longer listening, for load balancers to notice"
     )
+    queue_wait_s: float = Field(
+        default=30, ge=0, le=3600, description="seconds a request may wait for a full deployment; then a 503"
+    )
     cors_origins: tuple[Origin, ...] = Field(
         default=(), description="origins whose browser pages may call the API; empty = none"
     )

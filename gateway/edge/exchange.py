@@ -93,7 +93,7 @@ class HttpExchange:
             self._cycle.respond(200, [(b"content-type", self.content_type), *self.response_headers], data)
 
     async def fail(self, error: GatewayError, body: bytes, /) -> None:
-        """An error: its status when nothing was sent yet, else an in-stream event and the end of the connection.
+        """An error: its status when nothing was sent yet, else an in-stream event and the end of the answer.
 
         Raises:
             ConnectionError: the client is gone.
@@ -102,8 +102,7 @@ class HttpExchange:
         if self._cycle.finished:
             return
         if self._cycle.started:
-            self._cycle.keep_alive = False
-            self._cycle.close(body)
+            self._cycle.close(body)  # the framing is whole: the connection may serve the client's next request
             return
         headers = [(b"content-type", b"application/json"), *self.response_headers]
         if error.retry_after_ms is not None:

@@ -65,4 +65,4 @@ class Exchange(Protocol):
         """The last bytes of a streamed answer, or a whole unary one (with Content-Length) when nothing was sent."""
 
     async def fail(self, error: GatewayError, body: bytes, /) -> None:
-        """An error: its status and headers (Retry-After) when nothing was sent yet, else an in-stream event, then close."""
+        """An error: its status and headers (Retry-After) when nothing was sent yet, else an in-stream event and the end."""

@@ -44,5 +44,8 @@ class House:
     settler: Settler
     open_requests: OpenRequests
     report_bug: Callable[[str, BaseException], None]
+    mint_id: Callable[[int], str]
+    """A fresh request id (UUIDv7) for a request that began at this µs UTC."""
+
     on_outage: Literal["deny", "allow"] = "deny"
     lease_ms: int = 15_000

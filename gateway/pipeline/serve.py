@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 
 from backends.core.errors import (
     BackendError,
@@ -16,7 +15,6 @@ from backends.core.errors import (
     UpstreamTruncated,
 )
 from backends.core.request import GenerationRequest
-from gateway.domain.ids import uuid7
 from gateway.domain.settlement import Outcome
 from gateway.limits.headers import limit_headers
 from gateway.pipeline.admission import admit
@@ -35,7 +33,7 @@ async def serve(x: Exchange, protocol: ClientProtocol, house: House) -> None:
     Cancelling the task means that the client left; `OpenRequests.interrupt` ends it with an error instead.
     """
     now_wall_us = wall_us()
-    tally = Tally(uuid7(now_wall_us // 1000, secrets.randbits(80)), protocol.name, monotonic_us(), now_wall_us)
+    tally = Tally(house.mint_id(now_wall_us), protocol.name, monotonic_us(), now_wall_us)
     x.response_headers.append((b"x-request-id", tally.id.encode()))
     try:
         with house.open_requests.entered(tally, x) as entry:

@@ -1,0 +1,177 @@
+"""The composition root: from a configuration to a running tree of processes. The one file that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from backends import registry
+from backends.core.errors import Draining
+from backends.engines.launch import EngineLaunch, command
+from gateway.auth.keys import WeakPepper, check_pepper
+from gateway.auth.keystore import NewKey, create_key, list_keys
+from gateway.auth.pepper import load_or_create_pepper
+from gateway.boot import Boot
+from gateway.config.loader import parse
+from gateway.config.settings import Configuration
+from gateway.config.snapshot import EngineSpec
+from gateway.config.welcome import greeting, welcome
+from gateway.edge.limits import Limits
+from gateway.edge.protocol import EdgeProtocol
+from gateway.ledger.migrations import migrate
+from gateway.ledger.writer import run_ledger
+from gateway.parts import Parts
+from gateway.runtime.drain import DrainTimes
+from gateway.runtime.gate_role import run_gate
+from gateway.runtime.line import Line, run_async
+from gateway.runtime.ports import PortTaken, own_port
+from gateway.runtime.roles import Child, ExecRole, ForkRole, Role
+from gateway.runtime.supervisor import Reload, Supervisor
+from gateway.runtime.worker import WorkerParts, run_worker
+from gateway.telemetry.sink import DirectSink, Sink
+
+#: Requests that may wait for slots of all deployments together.
+MAX_WAITING = 4096
+
+
+def serve(configuration: Configuration) -> int:
+    """Run the gateway until it is told to stop; returns the exit status."""
+    for folder in (configuration.state_dir, configuration.run_dir):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        host, port = configuration.static.server.address
+        owner = own_port(host, port)
+        boot = _boot(configuration, owner)
+    except (PortTaken, WeakPepper) as error:
+        sys.stderr.write(f"switchyard: {error}\n")
+        return 1
+    log = DirectSink()
+    server = configuration.static.server
+    times = DrainTimes(delay_s=server.drain_delay_s, drain_s=server.drain_s)
+    reload = None
+    if configuration.file is not None:
+        reload = Reload(path=configuration.file, check=partial(parse, path=configuration.file))
+    roles: list[Role] = [_engine(boot, spec) for spec in configuration.snapshot.engines.values()]
+    if boot.gated:
+        roles.append(_gate(boot, log))
+    if configuration.redis_url is not None:
+        roles.append(ForkRole(name="ledger", run=partial(_ledger, configuration)))
+    for index in range(server.workers):
+        run = partial(_worker, boot, owner, times, index)
+        roles.append(ForkRole(name=f"worker-{index}", run=run, stage="requests"))
+    return Supervisor(roles, log, requests_s=times.longest_s, reload=reload).run()
+
+
+def _boot(configuration: Configuration, owner: socket.socket) -> Boot:
+    """Everything that is decided before a process is started: the schema, the pepper, the first keys."""
+    migrate(configuration.ledger_url)
+    stated = configuration.static.auth.pepper
+    if stated is not None:
+        pepper = check_pepper(stated.get_secret_value().encode())
+    else:
+        pepper = load_or_create_pepper(configuration.state_dir / "pepper")
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    return Boot(configuration, name, pepper, secrets.token_hex(32), asyncio.run(_welcome(configuration, pepper, owner)))
+
+
+async def _welcome(configuration: Configuration, pepper: bytes, owner: socket.socket) -> str:
+    """What a person is told. The embedded default mints its first two keys when there is none."""
+    host, port = owner.getsockname()[:2]
+    base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    if configuration.file is not None:
+        return ""
+    if await list_keys(configuration.ledger_url):
+        return greeting(base_url)
+    scopes = frozenset({"inference", "admin"})
+    admin = await create_key(configuration.ledger_url, pepper, NewKey("admin", scopes=scopes))
+    user = await create_key(configuration.ledger_url, pepper, NewKey("user"))
+    return welcome(base_url, admin.secret, user.secret)
+
+
+def _engine(boot: Boot, spec: EngineSpec) -> ExecRole:
+    """The host process of a local engine."""
+
+    def launch(parent_fd: int) -> tuple[list[str], bytes]:
+        return command(
+            EngineLaunch(
+                name=spec.name,
+                kind=spec.kind,
+                engine=registry.ENGINES[spec.kind],
+                model=spec.model,
+                socket=str(boot.engine_socket(spec.name)),
+                token=boot.engine_token,
+                slots=spec.slots,
+                context=spec.context,
+                queue=spec.queue,
+                options=spec.options,
+                parent_fd=parent_fd,
+            )
+        )
+
+    return ExecRole(name=f"engine-{spec.name}", command=launch)
+
+
+def _gate(boot: Boot, log: DirectSink) -> ForkRole:
+    configuration = boot.configuration
+    run = partial(
+        run_gate,
+        path=boot.gate_socket,
+        workers=configuration.static.server.workers,
+        max_waiting=MAX_WAITING,
+        metrics=configuration.static.telemetry.metrics.address,
+        log=log,
+    )
+    return ForkRole(name="gate", run=run)
+
+
+def _ledger(configuration: Configuration, child: Child) -> int:
+    """The ledger writer's process."""
+    assert configuration.redis_url is not None
+    redis_url = configuration.redis_url
+
+    async def main(line: Line) -> None:
+        line.ready()
+        days = configuration.static.ledger.retain_days
+        await run_ledger(redis_url, configuration.ledger_url, days, line.draining)
+
+    return run_async(child, main)
+
+
+def _worker(boot: Boot, owner: socket.socket, times: DrainTimes, index: int, child: Child) -> int:
+    """A worker's process."""
+    server = boot.configuration.static.server
+    limits = Limits(
+        max_header_fields=server.max_header_fields,
+        max_head_bytes=server.max_head_kb << 10,
+        head_s=server.head_timeout_s,
+        body_s=server.body_timeout_s,
+        keepalive_s=server.keepalive_s,
+        client_stall_s=server.client_stall_s,
+    )
+
+    @asynccontextmanager
+    async def build(_: Line) -> AsyncIterator[WorkerParts]:
+        sink = Sink()
+        parts = Parts(boot, index, sink)
+        await parts.start()
+        try:
+            yield WorkerParts(
+                app=parts.app,
+                protocol_class=type("Protocol", (EdgeProtocol,), {"limits": limits}),
+                set_ready=partial(setattr, parts, "accepting"),
+                open_requests=lambda: len(parts.open_requests),
+                cut=lambda: parts.cut(Draining("The gateway is shutting down.", retry_after_ms=1000)),
+                background=parts.background,
+                on_config=parts.heed,
+                on_refused=parts.refused,
+            )
+        finally:
+            await parts.aclose()
+            sink.close()
+
+    return run_worker(child, owner, times, build)

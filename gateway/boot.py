@@ -1,0 +1,38 @@
+"""What is decided once, before any process of a gateway is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from gateway.config.settings import Configuration
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """`gateway` names this gateway among all that share a Redis, `engine_token` is the per-boot secret of the engines'
+    sockets, and `welcome` is printed once, when all is ready.
+    """
+
+    configuration: Configuration
+    gateway: str
+    pepper: bytes
+    engine_token: str
+    welcome: str = ""
+
+    def __repr__(self) -> str:
+        return f"Boot({self.configuration!r})"
+
+    def engine_socket(self, engine: str) -> Path:
+        """Where an engine's host listens."""
+        return self.configuration.run_dir / f"engine-{engine}.sock"
+
+    @property
+    def gate_socket(self) -> Path:
+        """Where the gate listens."""
+        return self.configuration.run_dir / "gate.sock"
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate process counts for several workers; else the one worker counts by itself."""
+        return self.configuration.static.server.workers > 1

@@ -1,0 +1,259 @@
+"""The parts of one worker, built after the fork and wired to each other: the composition root of what serves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import traceback
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import make_url
+
+from backends.core.errors import GatewayError
+from gateway.auth.authenticate import Authenticator
+from gateway.auth.keystore import KeyStore
+from gateway.boot import Boot
+from gateway.config.loader import parse
+from gateway.config.problems import ConfigError
+from gateway.config.settings import Configuration
+from gateway.domain.ids import uuid7
+from gateway.edge.asgi import EdgeApp
+from gateway.edge.web import WebParts, web_app
+from gateway.gate.client import GateClient
+from gateway.gate.local import LocalGate
+from gateway.ledger.embedded import EmbeddedLedger
+from gateway.ledger.queries import keep_retention
+from gateway.limits.embedded_store import EmbeddedStore
+from gateway.limits.redis_store import RedisStore
+from gateway.limits.spool import Spool
+from gateway.limits.store import LimitStore
+from gateway.pipeline.clock import monotonic_us, wall_us
+from gateway.pipeline.house import House, View
+from gateway.pipeline.open_requests import OpenRequests
+from gateway.pipeline.serve import serve
+from gateway.pipeline.settler import Settler
+from gateway.pipeline.tally import Tally
+from gateway.places import Backends
+from gateway.routing.catalog import Catalog, Place
+from gateway.runtime.gate_role import export, show_pools
+from gateway.telemetry import families
+from gateway.telemetry.aggregate import exposition, merge, pack
+from gateway.telemetry.exporter import Exporter
+from gateway.telemetry.logs import RequestLog
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.sink import Sink
+
+#: The longest rolling window that a limit may have: what the embedded store restores at start, µs.
+LONGEST_WINDOW_US = 86_400_000_000
+RENEW_S = 5.0
+KEEP_ALIVE_S = 1.0
+PROBE_S = 0.1
+
+
+class Parts:
+    """One worker's parts: `start`, serve `app` while `background` runs, `aclose`."""
+
+    def __init__(self, boot: Boot, index: int, sink: Sink) -> None:
+        self.boot = boot
+        self.sink = sink
+        self.metrics = Metrics()
+        self.open_requests = OpenRequests()
+        self.accepting = False
+        self._index = index
+        self._not_ready: dict[str, str] = {}
+        self._cut = False
+        self._ledger: EmbeddedLedger | None = None
+        self._backends = Backends(boot, f"worker-{index}")
+        self._retired: list[Place] = []
+        self._view = self._connect(boot.configuration, None)
+        self._keys = KeyStore(boot.configuration.ledger_url)
+        self.auth = Authenticator(lambda: self._view.snapshot, self._keys, boot.pepper)
+        self.gate: LocalGate | GateClient = (
+            GateClient(boot.gate_socket, index, secrets.randbits(32), self.samples) if boot.gated else LocalGate()
+        )
+        self._request_log = RequestLog(sink)
+        dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork
+
+        def mint_id(now_us: int) -> str:
+            return uuid7(now_us // 1000, dice.getrandbits(80))
+
+        self.limits = self._store()
+        self.settler = Settler(self.limits, self._observe)
+        house = House(
+            view=lambda: self._view,
+            auth=self.auth,
+            limits=self.limits,
+            gate=self.gate,
+            settler=self.settler,
+            open_requests=self.open_requests,
+            report_bug=self._report_bug,
+            mint_id=mint_id,
+            on_outage=boot.configuration.static.redis.on_outage,
+        )
+        web = web_app(WebParts(auth=self.auth, now_us=wall_us, snapshot=lambda: self._view.snapshot, not_ready=self.not_ready))
+        self.app = EdgeApp(
+            serve=lambda exchange, protocol: serve(exchange, protocol, house),
+            web=web,
+            mint_id=lambda: mint_id(wall_us()),
+            cors_origins=boot.configuration.static.server.cors_origins,
+            draining=lambda: self._cut,
+        )
+
+    async def start(self) -> None:
+        """Open what needs a running loop. Call `aclose` in the same task."""
+        if isinstance(self.limits, RedisStore):
+            await self.limits.start()
+            self.metrics.read(families.LIMITER_DEGRADED, lambda: 0.0 if self._redis.link.breaker.closed else 1.0)
+            self.metrics.read(families.LEDGER_QUEUE, lambda: float(self._redis.settlements.kept))
+        elif self._ledger is not None:
+            now_us = wall_us()
+            self._ledger.start(now_us)
+            self._embedded.restore(self._ledger.recent(now_us - LONGEST_WINDOW_US))
+            self.metrics.read(families.LIMIT_OVERRUN, lambda: self._embedded.overruns)
+        self.metrics.read(families.OPEN_STREAMS, lambda: len(self.open_requests))
+        self.metrics.read(families.LOG_DROPPED, lambda: self.sink.dropped)
+
+    @property
+    def background(self) -> list[Callable[[], Coroutine[Any, Any, object]]]:
+        """What runs beside the requests until the worker ends."""
+        metrics_address = self.boot.configuration.static.telemetry.metrics.address
+        work: list[Callable[[], Coroutine[Any, Any, object]]] = [self.auth.watch, self._renew, self._tend, self._await_engines]
+        if self._ledger is not None:
+            static = self.boot.configuration.static
+            work.append(lambda: keep_retention(self.boot.configuration.ledger_url, static.ledger.retain_days, wall_us))
+        if isinstance(self.gate, GateClient):
+            work.append(self.gate.run)  # the gate process serves the sum of all workers' metrics
+        else:
+            work.append(lambda: export(Exporter(self._rendered), metrics_address, self.sink))
+        return work
+
+    async def aclose(self) -> None:
+        """Flush and close everything; no request is open any more."""
+        await self.limits.aclose()
+        if self._ledger is not None:
+            self._ledger.close()
+        await self._backends.aclose([place.backend for place in (*self._view.catalog.places.values(), *self._retired)])
+        await self._keys.aclose()
+
+    def reload(self, configuration: Configuration) -> None:
+        """Serve new requests by another configuration; open ones go on with theirs."""
+        self._view = self._connect(configuration, self._view.catalog)
+
+    def heed(self, data: bytes) -> None:
+        """A configuration file that the supervisor has checked."""
+        file = self.boot.configuration.file
+        assert file is not None
+        try:
+            self.reload(parse(data, file))
+        except ConfigError as error:  # checked a moment ago in another process: a secret's file may have gone since
+            self.refused(str(error))
+            return
+        self.metrics.set(families.CONFIG_FAILED, 0.0)
+        self.sink.event("config_reloaded", version=self._view.snapshot.version)
+
+    def refused(self, reason: str) -> None:
+        """The file on disk may not be used: the present configuration stays."""
+        self.metrics.set(families.CONFIG_FAILED, 1.0)
+        self.sink.event("config_refused", reason=reason, version=self._view.snapshot.version)
+
+    def not_ready(self) -> Mapping[str, str]:
+        """Why this worker should get no traffic, by part."""
+        reasons = dict(self._not_ready)
+        if not self.accepting:
+            reasons["gateway"] = "starting or draining"
+        if isinstance(self.limits, RedisStore) and not self.limits.ready:
+            reasons["limits"] = "settlements cannot be kept"
+        if self._ledger is not None and not self._ledger.ready:
+            reasons["ledger"] = "requests cannot be recorded"
+        return reasons
+
+    def cut(self, reason: GatewayError) -> None:
+        """The drain time is over: end every open request with this error."""
+        self._cut = True
+        self.open_requests.interrupt(reason)
+
+    def samples(self) -> bytes:
+        """This worker's metrics for whoever sums them."""
+        return pack(self.metrics.dump())
+
+    async def _rendered(self) -> bytes:
+        own = Metrics()
+        own.set(families.WORKERS, 1)
+        if isinstance(self.gate, LocalGate):
+            show_pools(own, self.gate.stats())
+        return exposition(merge([self.metrics.dump(), own.dump()]))
+
+    def _connect(self, configuration: Configuration, before: Catalog | None) -> View:
+        snapshot = configuration.snapshot
+        self._backends.learn(snapshot.engines)
+        catalog = Catalog(snapshot.deployments, self._backends.build, before)
+        self._retired += catalog.retired
+        self._not_ready.update({f"engine {name}": "loading" for name in snapshot.engines} if before is None else {})
+        server = configuration.static.server
+        return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s)
+
+    def _store(self) -> LimitStore:
+        configuration = self.boot.configuration
+        if configuration.redis_url is not None:
+            return RedisStore(
+                configuration.redis_url,
+                wall_us,
+                worker=f"{self.boot.gateway}-{self._index}",
+                timeout_ms=configuration.static.redis.timeout_ms,
+                spool=Spool(configuration.state_dir / f"settlements-{self._index}.spool"),
+            )
+        self._ledger = EmbeddedLedger(Path(make_url(configuration.ledger_url).database or ""))
+        return EmbeddedStore(wall_us, self._ledger)
+
+    @property
+    def _redis(self) -> RedisStore:
+        assert isinstance(self.limits, RedisStore)
+        return self.limits
+
+    @property
+    def _embedded(self) -> EmbeddedStore:
+        assert isinstance(self.limits, EmbeddedStore)
+        return self.limits
+
+    def _observe(self, tally: Tally) -> None:
+        self.metrics.observe(tally)
+        self._request_log.observe(tally, wall_us())
+
+    def _report_bug(self, id: str, bug: BaseException) -> None:
+        self.sink.event("bug", request_id=id, error=repr(bug), trace="".join(traceback.format_exception(bug))[-4000:])
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            if live := self.open_requests.progress():
+                await self.limits.renew(live)
+
+    async def _tend(self) -> None:
+        """Once a second: comments into silent streams, and the end of places that a reload retired."""
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_S)
+            self.open_requests.keep_alive(monotonic_us())
+            for place in [one for one in self._retired if not one.busy]:
+                self._retired.remove(place)
+                if not place.deployment.engine:
+                    await place.backend.aclose()
+
+    async def _await_engines(self) -> None:
+        """Not ready until every engine of the first configuration has loaded once; then the welcome."""
+        waiting = list(self._view.snapshot.engines)
+        while waiting:
+            for name in list(waiting):
+                try:
+                    await self._backends.engine(name).probe()
+                except GatewayError as error:
+                    self._not_ready[f"engine {name}"] = error.code or "not ready"
+                else:
+                    waiting.remove(name)
+                    self._not_ready.pop(f"engine {name}", None)
+            if waiting:
+                await asyncio.sleep(PROBE_S)
+        if self.boot.welcome:
+            print(self.boot.welcome, flush=True)  # noqa: T201  # the one thing a first start says to a person

@@ -1,0 +1,83 @@
+"""From a deployment of the configuration to the backend that reaches it: a part of the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from backends import registry
+from backends.core.capabilities import Capabilities
+from backends.core.contracts import Backend, Dialect
+from backends.engines.client import EngineClient
+from backends.remote.backend import RemoteBackend, Renderer
+from backends.remote.fanout import FanOut
+from backends.remote.origin import Credential, Origin, tls_context
+from backends.remote.pool import HttpPool
+from backends.remote.transport import Timeouts
+from gateway.boot import Boot
+from gateway.config.snapshot import EngineSpec
+from gateway.domain.route import Deployment
+
+
+class Backends:
+    """Makes backends for one worker. Deployments of one engine share its connection."""
+
+    def __init__(self, boot: Boot, worker: str) -> None:
+        self._boot = boot
+        self._worker = worker
+        self._engines: dict[str, EngineClient] = {}
+        self._specs: dict[str, EngineSpec] = {}
+
+    def learn(self, engines: dict[str, EngineSpec]) -> None:
+        """The engines of the snapshot that is being connected."""
+        self._specs = dict(engines)
+
+    def engine(self, name: str) -> EngineClient:
+        """The connection to an engine's host."""
+        client = self._engines.get(name)
+        if client is None:
+            socket = str(self._boot.engine_socket(name))
+            client = self._engines[name] = EngineClient(socket, self._boot.engine_token, name, worker=self._worker)
+        return client
+
+    def build(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
+        """The backend of a deployment and what it can do before the deployment's own corrections."""
+        if deployment.engine:
+            spec = self._specs[deployment.engine]
+            return self.engine(deployment.engine), registry.engine_capabilities(spec.kind, spec.options)
+        return self._remote(deployment)
+
+    async def aclose(self, backends: Iterable[Backend]) -> None:
+        """Close remote backends and every engine connection."""
+        for backend in backends:
+            await backend.aclose()
+        for client in self._engines.values():
+            await client.aclose()
+
+    def _remote(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
+        dialect = registry.dialect(deployment.dialect, deployment.quirks)
+        transport = HttpPool(
+            Origin.parse(deployment.base_url),
+            credential=Credential(deployment.credential) if deployment.credential else None,
+            tls=None if deployment.verify_tls else tls_context(verify=False),
+            keepalive_s=deployment.keepalive_s,
+        )
+        limits = deployment.timeouts
+        can = (dialect.capabilities | deployment.adds) - deployment.lacks
+        inner = RemoteBackend(
+            dialect,
+            transport,
+            capabilities=can,
+            params=deployment.params,
+            timeouts=Timeouts(connect_s=limits.connect_s, idle_s=limits.idle_s, total_s=limits.total_s),
+            render=_renderer(dialect, deployment),
+        )
+        if "n" in can:
+            return inner, dialect.capabilities
+        return FanOut(inner), dialect.capabilities | {"n"}
+
+
+def _renderer(dialect: Dialect, deployment: Deployment) -> Renderer | None:
+    """How the dialect's prompts are rendered; None for dialects that take messages."""
+    if not dialect.needs_prompt:
+        return None
+    raise NotImplementedError(deployment.id)
