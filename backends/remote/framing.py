@@ -232,13 +232,14 @@ def _length(status: int, headers: dict[str, str]) -> int:
             raise _refuse("Content-Length beside Transfer-Encoding")
         if coding.lower() != "chunked":
             raise _refuse("unknown transfer coding")
+        headers["transfer-encoding"] = "chunked"
     length = UNTIL_CLOSE if coding is None else CHUNKED
     if stated is not None:
         if not stated.isdigit():  # more than one field, or nonsense
             values = {value.strip(" \t") for value in stated.split(",")}
             if len(values) > 1:
                 raise _refuse("differing Content-Lengths")
-            stated = values.pop()
+            stated = headers["content-length"] = values.pop()
         if not (stated.isascii() and stated.isdigit()) or len(stated) > _MAX_LENGTH_DIGITS:
             raise _refuse("malformed Content-Length")
         length = int(stated)
