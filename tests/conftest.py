@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.servers import PostgresServer, RedisServer, postgres_missing, redis_binary
+from tests.servers import PostgresServer, RedisServer, free_port, postgres_missing, redis_binary
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,10 @@ def make_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     servers: list[RedisServer] = []
 
     def make(*options: str) -> RedisServer:
-        servers.append(RedisServer(tmp_path_factory.mktemp("redis")).start(*options))
+        port = free_port()
+        while port > 55_000:  # a cluster node listens on port + 10000 too
+            port = free_port()
+        servers.append(RedisServer(tmp_path_factory.mktemp("redis"), port).start(*options))
         return servers[-1]
 
     yield make

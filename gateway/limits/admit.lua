@@ -21,7 +21,9 @@ for i = 1, n do
   elseif kind == 'q' then
     r = {s = num(redis.call('GET', key), 0)}
   else
-    r = {s = redis.call('ZCOUNT', key, after, '+inf')}
+    r = {s = redis.call('ZCARD', key)}
+    local first = r.s > 0 and redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    if first and tonumber(first[2]) <= now then r.s = redis.call('ZCOUNT', key, after, '+inf') end
   end
   r.kind, r.limit, r.window, r.cost = kind, limit, window, cost
   read[i] = r
@@ -60,10 +62,12 @@ else
     redis.call('DEL', KEYS[1])
     return live
   end
-  redis.call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS))
+  local tidy = floor(now / 1000000) % TIDY_S == 0
+  if tidy then redis.call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS)) end
   if epoch == 0 then
     epoch = now
     redis.call('HSET', KEYS[3], 'epoch', int(epoch))
+    redis.call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS))
   end
   for i = 1, n do
     local r, key = read[i], KEYS[3 + i]
@@ -74,9 +78,9 @@ else
       r.s = r.s + r.cost
       redis.call('SET', key, int(r.s), 'PX', int(r.window))
     else
-      redis.call('ZREMRANGEBYSCORE', key, '-inf', int(now))
+      if tidy then redis.call('ZREMRANGEBYSCORE', key, '-inf', int(now)) end
       redis.call('ZADD', key, int(now + lease_us), id)
-      redis.call('PEXPIRE', key, int(RECORD_TTL_MS))
+      if tidy or r.s == 0 then redis.call('PEXPIRE', key, int(RECORD_TTL_MS)) end
       r.s = r.s + 1
     end
   end

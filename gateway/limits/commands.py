@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gateway.domain.principal import Unit
 from gateway.domain.settlement import Kind, LedgerRow, Progress, Rule, RuleState
 from gateway.domain.usage_stream import ACKED, PREFIX, STREAM
 from gateway.limits.scripts import Script
@@ -23,13 +24,29 @@ META = PREFIX + "meta"
 SWEEPER = PREFIX + "sweeper"
 _LETTER: dict[Kind, str] = {"rate": "r", "quota": "q", "lease": "l"}
 _LONGEST_NAME = 160
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Reserved(msgspec.Struct, frozen=True, array_like=True):
+    """One rule's reserved amount: `[name, kind, unit, window_ms, amount]`."""
+
+    name: str
+    kind: Kind
+    unit: Unit
+    window_ms: int
+    amount: int
 
 
 class Opening(msgspec.Struct, frozen=True, array_like=True):
     """What the sweeper needs of a reservation whose holder vanished: `[rules, row]` as msgpack."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[Reserved, ...]
     row: LedgerRow
+
+
+def pack_opening(rules: Sequence[Rule], row: LedgerRow) -> bytes:
+    """An `Opening` as msgpack."""
+    return _encode(Opening(tuple([Reserved(r.name, r.kind, r.unit, r.window_ms, r.cost) for r in rules]), row))
 
 
 class Used(msgspec.Struct, frozen=True, array_like=True):
@@ -121,7 +138,7 @@ def renew_args(script: Script, live: Sequence[tuple[Progress, int]], deadline_us
     return ("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
-def used_of(rules: Sequence[Rule], amounts: Sequence[int]) -> tuple[Used, ...]:
+def used_of(rules: Sequence[Rule | Reserved], amounts: Sequence[int]) -> tuple[Used, ...]:
     """Rules with the amounts that were really used."""
     return tuple([Used(r.name, r.kind, r.window_ms, amount) for r, amount in zip(rules, amounts, strict=True)])
 

@@ -4,6 +4,7 @@
 -- corrupts instants and large amounts.
 local MAX, SUBWINDOWS = 9007199254740992, 60
 local RATE_GRACE_MS, RECORD_TTL_MS, TOMBSTONE_MS = 60000, 86400000, 3600000
+local TIDY_S = 8            -- expired leases are dropped, and long TTLs renewed, in one second out of so many
 local GONE = '-'            -- in place of a reservation: voided, or charged without one
 local SLOT_RETRY_US = 1000000
 local floor, fmt, max, min = math.floor, string.format, math.max, math.min

@@ -112,6 +112,11 @@ class Link:
         """Whether a connection stands."""
         return self._wire is not None
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was said has been answered."""
+        return not self._queue and not self._unanswered
+
     def server_us(self, loop_s: float) -> int:
         """The server's clock at an instant of the loop's."""
         return int(loop_s * 1_000_000) + self.offset_us
@@ -171,6 +176,9 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
         self._fail_all("closed")
 
     async def _connect(self) -> None:

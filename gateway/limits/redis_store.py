@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, Settlement
 from gateway.domain.usage_stream import pack_row
-from gateway.limits.commands import AdmitReply, Args, Closing, Opening, admit_args, parse_admit, renew_args, used_of
+from gateway.limits.commands import AdmitReply, Args, Closing, admit_args, pack_opening, parse_admit, renew_args, used_of
 from gateway.limits.link import Command, Link, LinkDown
 from gateway.limits.outstanding import Outstanding
 from gateway.limits.reference import check_rules
@@ -27,7 +27,6 @@ from gateway.limits.wire import ReplyError
 log = logging.getLogger(__name__)
 _RENEW_AT_ONCE = 128
 _RETRY_MS = 1000
-_pack_opening = msgspec.msgpack.Encoder().encode
 
 
 class _Live(msgspec.Struct, frozen=True):
@@ -182,7 +181,7 @@ class RedisStore:
         """See `LimitStore.admit`; answers within the timeout whatever Redis does."""
         check_rules(rules)
         ours = tuple(rules)
-        command = _Admit(self, id, ours, lease_ms, _pack_opening(Opening(ours, opening)))
+        command = _Admit(self, id, ours, lease_ms, pack_opening(ours, opening))
         if not self.link.send(command):
             return self._without(id, ours, lease_ms, "breaker open")
         try:
@@ -234,7 +233,9 @@ class RedisStore:
         """See `LimitStore.aclose`: what Redis does not take within `flush_s` goes to the spool."""
         loop = asyncio.get_running_loop()
         until = loop.time() + flush_s
-        while not self.settlements.idle and self.link.breaker.closed and loop.time() < until:  # noqa: ASYNC110
+        while self.link.breaker.closed and loop.time() < until:
+            if self.settlements.idle and self.link.idle:
+                break
             await asyncio.sleep(0.002)
         self.link.close()
         self.settlements.close()

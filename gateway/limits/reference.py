@@ -24,6 +24,8 @@ from gateway.limits.rules import MAX_AMOUNT, MAX_WINDOW_MS
 SUBWINDOWS = 60
 #: A slot comes back when somebody's request ends, which nobody can foretell: ask again after this.
 SLOT_RETRY_MS = 1000
+#: Expired leases do not count, but are dropped only in one second out of so many.
+TIDY_S = 8
 _PRUNE_EVERY = 1024
 
 
@@ -256,9 +258,11 @@ class Counters:
     def _charge(self, id: str, rule: Rule, expires_us: int, now_us: int) -> int:
         """Charge one rule; the sub-window that it was charged to, 0 for other kinds."""
         if rule.kind == "lease":
-            live = {held: end for held, end in self._leases.get(rule.name, {}).items() if end > now_us}
-            live[id] = expires_us
-            self._leases[rule.name] = live
+            held = self._leases.setdefault(rule.name, {})
+            if now_us // 1_000_000 % TIDY_S == 0:
+                for gone in [id for id, end in held.items() if end <= now_us]:
+                    del held[gone]
+            held[id] = expires_us
             return 0
         if rule.kind == "quota":
             used, _ = self._quotas.get(rule.name, (0, 0))

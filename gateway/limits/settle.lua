@@ -6,14 +6,15 @@
 --       lost since the admission; 0 nothing to do
 -- A poisoned rule is skipped: the row matters more.
 local id, n, row, again = ARGV[1], tonumber(ARGV[4]), ARGV[5], ARGV[8] == '1'
-local record = redis.pcall('GET', KEYS[1])
+local record = redis.pcall('GETRANGE', KEYS[1], 0, 36 + 40 * n)  -- all of the numbers, little of the blob
 local acked = num(redis.call('HGET', KEYS[4], ARGV[6]), 0)
 local code, overruns = 1, 0
 local counted, at, cost = true, {}, {}
 
 local numbers = {}
+if record == '' then record = false end
 if type(record) == 'string' and record ~= GONE then
-  for x in string.gmatch(string.sub(record, 17, (string.find(record, ';', 17, true) or 0) - 1), '%d+') do
+  for x in string.gmatch(string.sub(record, 17, (string.find(record, ';', 17, true) or 17) - 1), '%d+') do
     numbers[#numbers + 1] = tonumber(x)
   end
 end

@@ -15,7 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
-from gateway.domain.settlement import LedgerRow, Rule
+from gateway.domain.settlement import LedgerRow
 from gateway.domain.usage_stream import pack_row
 from gateway.limits.commands import (
     LIVE,
@@ -23,6 +23,7 @@ from gateway.limits.commands import (
     Args,
     Closing,
     Opening,
+    Reserved,
     parse_settle,
     reservation_key,
     settle_args,
@@ -39,7 +40,7 @@ _scripts: Scripts = compose()
 
 
 def abandoned(
-    rules: tuple[Rule, ...], opening: LedgerRow, admitted_us: int, output_tokens: int, cost_of: Callable[[LedgerRow], int]
+    rules: tuple[Reserved, ...], opening: LedgerRow, admitted_us: int, output_tokens: int, cost_of: Callable[[LedgerRow], int]
 ) -> tuple[LedgerRow, tuple[int, ...]]:
     """The row and the amounts of a request whose worker vanished after `output_tokens`. Pure.
 
@@ -54,7 +55,7 @@ def abandoned(
     )
     row = msgspec.structs.replace(row, cost_nusd=cost_of(row))
     amounts = {"requests": 1, "tokens": row.input_tokens + output_tokens, "nusd": row.cost_nusd, "slots": 0}
-    return row, tuple([min(rule.cost, amounts[rule.unit]) for rule in rules])
+    return row, tuple([min(rule.amount, amounts[rule.unit]) for rule in rules])
 
 
 async def sweep(client: Redis, *, name: str, cost_of: Callable[[LedgerRow], int]) -> int:

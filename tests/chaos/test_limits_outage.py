@@ -92,14 +92,14 @@ async def test_five_admits_whose_callers_left_a_stopped_redis_charge_nothing(own
             assert client.xlen(STREAM) == 0
 
 
-async def test_an_admission_cancelled_before_it_was_written_is_never_sent(own_redis):
+async def test_an_admission_cancelled_in_its_own_turn_leaves_nothing(own_redis):
     async with make(own_redis) as store:
         await store.admit("before", DENY, row("before"), LEASE)
         task = asyncio.ensure_future(store.admit("a", DENY, row("a"), LEASE))
         asyncio.get_running_loop().call_soon(task.cancel)
-        await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: store.settlements.idle)
-        assert used(own_redis) == 1
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+        await until(lambda: store.link.idle and store.settlements.idle)
+        assert (used(own_redis), slots(own_redis), store.open_count) == (1, 1, 1)
 
 
 async def test_a_late_admission_does_nothing_even_when_its_connection_is_gone(own_redis):
@@ -280,7 +280,7 @@ async def test_the_sweeper_settles_what_a_vanished_worker_left(own_redis):
 async def test_every_key_of_a_call_lies_in_one_slot_of_a_cluster(make_redis):
     server = make_redis("--cluster-enabled", "yes")
     with redis.Redis.from_url(server.url) as client:
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
         end = time.monotonic() + 10
         while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO", **{"never_decode": True}):
             assert time.monotonic() < end
@@ -310,3 +310,17 @@ async def test_out_of_memory_refuses_admissions_and_settlements_wait(make_redis)
             await until(lambda: store.settlements.idle)
             assert client.xlen(STREAM) == 1
             assert used(server) == 1
+
+
+async def test_closing_ends_the_connection_whatever_is_on_the_way(own_redis):
+    store = make(own_redis)
+    await store.start()
+    await store.admit("a", DENY, row("a"), LEASE)
+    waiting = asyncio.ensure_future(store.admit("b", DENY, row("b"), LEASE))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await store.aclose(0)
+    with pytest.raises(LimitsUnavailable):
+        await waiting
+    with redis.Redis.from_url(own_redis.url) as client:
+        await until(lambda: all(c["name"] != "switchyard-limits" for c in client.client_list()))
