@@ -321,3 +321,18 @@ def test_a_scrape_sums_over_workers_and_keeps_the_dead_ones(tree: Callable[..., 
         t.get("/who")
     assert t.metric("switchyard_fallbacks_total") == 50
     assert t.get("/other", t.metrics_port)[0] == 404
+
+
+def test_a_stopped_worker_delays_a_scrape_by_a_second_and_keeps_its_place_in_the_sum(tree: Callable[..., Tree]) -> None:
+    t = tree(workers=2, gate=True).started()
+    t.until(lambda: t.metric("switchyard_workers") == 2, "not all workers answer")
+    for _ in range(20):
+        t.get("/who")
+    assert t.metric("switchyard_fallbacks_total") == 20
+    os.kill(t.pid("worker-0"), signal.SIGSTOP)
+    began = time.monotonic()
+    assert t.metric("switchyard_fallbacks_total") == 20
+    assert time.monotonic() - began < 3.0
+    assert t.metric("switchyard_workers") == 1
+    os.kill(t.pid("worker-0"), signal.SIGCONT)
+    t.until(lambda: t.metric("switchyard_workers") == 2, "not back")
