@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import threading
 import zipfile
@@ -274,6 +275,8 @@ def main(arguments: list[str]) -> int:
     if arguments not in (["run"], ["test"]):
         print("usage: python3 -m deploy.bootstrap.install run|test", file=sys.stderr)
         return 2
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         Install(Path.cwd(), arguments[0]).install()
     except StepFailed as failed:
