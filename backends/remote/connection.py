@@ -239,7 +239,8 @@ class Connection(asyncio.Protocol):
         """Write a request; `total_at` is the loop time by which all must be over."""
         transport = self._transport
         exchange = self._exchange = Exchange(self, timeouts, total_at)
-        if transport is None or self.closed:
+        if transport is None or transport.is_closing():  # lost, though the loop has not told us yet
+            self.abort()
             exchange.closed(None)
             return exchange
         if len(body) < _JOIN_BYTES:
@@ -278,13 +279,13 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Let the kernel's window fill up."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on; the idle clock starts anew, the peer was not the one to be late."""
         self.read_at = self.loop.time()
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def answering(self, idle_s: float) -> None:
