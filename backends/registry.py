@@ -37,7 +37,7 @@ _QUIRKS = (
         base64_vectors=True,
     ),
     # llama.cpp's `/v1`: best_of and suffix must not even be present; logit_bias pairs work on all versions; the object
-    # form of tool_choice is not read.
+    # form of tool_choice is not read; with n > 1 or several prompts usage is each choice's own (seen in xllamacpp).
     Quirks(
         "llamacpp",
         adds=_LLAMA | {"grammar"},
@@ -48,6 +48,7 @@ _QUIRKS = (
         named_tool="only",
         grammar_field=("grammar",),
         base64_vectors=True,
+        usage_per_choice=True,
     ),
     # Ollama's `/v1`; prefer the native dialect: here an error in mid-stream is lost upstream.
     Quirks(

@@ -177,6 +177,8 @@ class _Completions:
         return out
 
     def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
+        if event.data == b"null":  # begins each but the first group of several prompts' choices (seen in xllamacpp)
+            return
         try:
             record = _read(event.data)
         except _UNREADABLE:

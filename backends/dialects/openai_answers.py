@@ -25,7 +25,8 @@ from backends.core.events import (
     TokenLogprob,
 )
 from backends.core.request import GenerationRequest
-from backends.dialects.openai_details import read_arguments, read_logprobs, read_usage
+from backends.core.usage import Usage
+from backends.dialects.openai_details import add_usage, read_arguments, read_logprobs, read_usage
 from backends.parsing import failures
 from backends.parsing.callpieces import CallIds, CallPieces
 from backends.parsing.framing import EventsOrBody
@@ -45,6 +46,8 @@ _FINISH: dict[str, FinishReason] = {
     "function_call": "tool_calls", "tool_use": "tool_calls", "content_filter": "content_filter", "refusal": "content_filter",
 }  # fmt: skip
 _ABORTED = frozenset({"abort", "error", "cancelled"})
+#: Events without content; llama.cpp begins each but the first group of several prompts' choices with `null`.
+_NOTHING = frozenset({b"", b"null"})
 _read = msgspec.json.Decoder(Chunk).decode
 _read_any = msgspec.json.Decoder().decode
 
@@ -72,7 +75,7 @@ class GenerationDecoder:
         self._started = self._begun = self._ended = False
         self._choices: dict[int, _Choice] = {}
         self._ids = CallIds()
-        self._usage = EMPTY
+        self._usages: list[tuple[int, msgspec.Raw]] = []
 
     def feed(self, data: bytes, /) -> list[Event]:
         """Events completed by these bytes."""
@@ -131,6 +134,8 @@ class GenerationDecoder:
             if data.startswith(b"[DONE]"):
                 self._end(out)
                 return
+            if data in _NOTHING:
+                return
             mended = self._chunk_of(data)
             if mended is None:
                 self._unreadable(data, out)
@@ -174,7 +179,7 @@ class GenerationDecoder:
         elif chunk.choices is not None:
             self._chunk(chunk, out)
         elif chunk.usage is not EMPTY:
-            self._usage = chunk.usage
+            self._tell(chunk)
         elif failures.envelope(data).message:
             self._error(data, out)
 
@@ -190,7 +195,7 @@ class GenerationDecoder:
             self._started = True
             out.append(Started(chunk.model or ""))
         if chunk.usage is not EMPTY and bytes(chunk.usage) != b"null":
-            self._usage = chunk.usage
+            self._tell(chunk)
         for piece in chunk.choices or ():
             choice = self._choices.get(piece.index)
             if choice is None:
@@ -213,6 +218,17 @@ class GenerationDecoder:
             self._piece(choice, piece, out)
             if self._ended:
                 return
+
+    def _tell(self, chunk: Chunk) -> None:
+        """Keep the usage told: the latest, or with `usage_per_choice` one for each choice."""
+        if not self._quirks.usage_per_choice or self._job.choices == 1:
+            self._usages.clear()
+        self._usages.append((chunk.choices[0].index // self._job.n if chunk.choices else 0, chunk.usage))
+
+    def _usage(self) -> Usage | None:
+        wanted = self._job.choices if self._quirks.usage_per_choice else 1
+        told = [(prompt, read_usage(raw, spoke=self._begun)) for prompt, raw in self._usages]
+        return add_usage(told) if len(told) == wanted else None
 
     def _open(self, index: int, out: list[Event]) -> _Choice | None:
         if not 0 <= index < self._job.choices:
@@ -302,7 +318,7 @@ class GenerationDecoder:
 
     def _end(self, out: list[Event]) -> None:
         """The clean end: what the backend left unsaid is settled."""
-        usage = read_usage(self._usage, spoke=self._begun)
+        usage = self._usage()
         if self._choices and len(self._choices) < self._job.choices:
             self._fail(failures.protocol(f"{len(self._choices)} choices instead of {self._job.choices}"), out)
             return

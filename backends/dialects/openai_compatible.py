@@ -4,7 +4,8 @@ Source: openai-openapi spec 2.3.0 (2026-08-21); what servers do differently is d
 `backends.registry`, read in the servers' sources at the versions named there. `base_url` ends in `/v1`.
 
 Unary jobs go upstream unary: what an answer costs, and which limits apply, may differ between the two forms at paid
-services. Both give the same events. Streams always ask for usage where the server knows `stream_options`.
+services. Both give the same events, and a body is read by what it is, not by what was asked. Streams always ask for
+usage where the server knows `stream_options`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Quirks(msgspec.Struct, frozen=True):
         whole_calls: each piece with a function name is a tool call of its own.
         cut_stops: it leaves the stop string in the text.
         eos_texts: special tokens that it shows as text before the finish reason `eos_token`.
+        usage_per_choice: with several choices it tells usage for each, and for one only when not streamed; so it is asked
+            to stream whenever there are several.
         infer_length: its completions' finish reason does not tell `length` from `stop`.
     """
 
@@ -87,6 +90,7 @@ class Quirks(msgspec.Struct, frozen=True):
     whole_calls: bool = False
     cut_stops: bool = False
     eos_texts: tuple[str, ...] = ()
+    usage_per_choice: bool = False
     infer_length: bool = False
 
 
@@ -110,8 +114,9 @@ class OpenAICompatible:
         if isinstance(job, EmbeddingRequest):
             return UpstreamRequest("POST", "/embeddings", _JSON, msgspec.json.encode(self._embedding(job)))
         prompts = prompts or job.prompts
-        body: dict[str, object] = {"model": job.model, "stream": job.stream}
-        if job.stream and self.quirks.stream_usage:
+        stream = job.stream or (self.quirks.usage_per_choice and job.choices > 1)
+        body: dict[str, object] = {"model": job.model, "stream": stream}
+        if stream and self.quirks.stream_usage:
             body["stream_options"] = {"include_usage": True}
         if prompts:
             inputs = [list(one.tokens) if one.tokens is not None else one.text for one in prompts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from backends.core.events import Candidate, TokenLogprob
@@ -31,6 +33,24 @@ def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
     cached = _detail(told.get("prompt_tokens_details"), "cached_tokens", prompt)
     reasoning = _detail(told.get("completion_tokens_details"), "reasoning_tokens", completion)
     return Usage(prompt, completion, cached, reasoning)
+
+
+def add_usage(told: Sequence[tuple[int, Usage | None]]) -> Usage | None:
+    """One usage out of the choices' own: every output, each prompt once. None when one of them was not to be used.
+
+    Args:
+        told: prompt number and usage, for each choice.
+    """
+    usages = [usage for _, usage in told if usage is not None]
+    if not usages or len(usages) < len(told):
+        return None
+    prompts = {prompt: usage for prompt, usage in told if usage is not None}.values()
+    return Usage(
+        sum(usage.input_tokens for usage in prompts),
+        sum(usage.output_tokens for usage in usages),
+        sum(usage.cached_input_tokens for usage in prompts),
+        sum(usage.reasoning_tokens for usage in usages),
+    )
 
 
 def _detail(details: object, name: str, most: int) -> int:

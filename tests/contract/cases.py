@@ -83,10 +83,11 @@ def job_of(case: Case, dialect: Dialect) -> Job:
         for one in asked.get("tools", ())
     )
     prompt = asked.get("prompt")
+    prompts = prompt if isinstance(prompt, list) else [] if prompt is None else [prompt]
     job = GenerationRequest(
         model=asked["model"],
         messages=tuple(Message(one["role"], (Text(one["content"]),)) for one in asked.get("messages", ())),
-        prompts=(Prompt(prompt),) if prompt is not None else (),
+        prompts=tuple(Prompt(one) for one in prompts),
         tools=tools,
         sampling=sampling,
         output=output,
