@@ -139,10 +139,10 @@ _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
     }
 )
 _EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
-#: Engine kinds to `module:Class`.
+#: Engine kinds to `module:callable`, an import string: workers never import an engine.
 ENGINES: Mapping[str, str] = MappingProxyType(
     {
-        "llamacpp": "backends.engines.llamacpp.engine:LlamaCppEngine",
+        "llamacpp": "backends.engines.llamacpp.engine:load",
         "scripted": "backends.engines.scripted:ScriptedEngine",
     }
 )

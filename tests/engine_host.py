@@ -23,8 +23,7 @@ from backends.engines.launch import EngineLaunch, command
 ROOT = Path(__file__).parent.parent
 ENGINES = {
     "scripted": "backends.engines.scripted:ScriptedEngine",
-    "llamacpp": "backends.engines.llamacpp.engine:LlamaEngine",
-    "embedder": "backends.engines.llamacpp.embedder:LlamaEmbedder",
+    "llamacpp": "backends.engines.llamacpp.engine:load",
 }
 TOKEN = "a-token-of-this-boot"
 

@@ -92,8 +92,11 @@ class Engine(Protocol):
     def cancel(self, id: str) -> None:
         """Forget a job at once, queued or running. An unknown id is ignored."""
 
+    def hurry(self) -> None:
+        """A job is about to be cancelled: end a long step early if that can be done. From another thread."""
+
     def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
-        """Advance by one step; the events of each job that has some. Empty when idle."""
+        """Advance by one step; the events of each job that has some. Empty when idle. `Usage` or `Failure` end a job."""
 
     def busy(self) -> bool:
         """Whether `step` has work."""

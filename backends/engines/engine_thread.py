@@ -61,8 +61,10 @@ class EngineThread:
         self._commands.put(partial(self._submit, id, job))
 
     def cancel(self, id: str) -> None:
-        """Have the engine forget a job."""
+        """Have the engine forget a job, in the middle of a long step if need be."""
         self._commands.put(partial(self._cancel, id))
+        if self._engine is not None:
+            self._engine.hurry()
 
     def figures(self, tell: Callable[[dict[str, object]], None]) -> None:
         """Have the engine's figures told."""

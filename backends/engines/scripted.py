@@ -148,6 +148,9 @@ class ScriptedEngine:
         self._running = [seq for seq in self._running if seq.job is not running]
         self._journal.job("cancel", id, was=running.work)
 
+    def hurry(self) -> None:
+        """Nothing to do: steps are short."""
+
     def busy(self) -> bool:
         """Whether there is work."""
         return bool(self._jobs or self._embedding)

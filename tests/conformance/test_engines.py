@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -19,7 +18,7 @@ from backends.engines.client import EngineClient
 from tests.engine_host import TOKEN, HostProcess, events, text, up
 from tests.models import chat_gguf
 
-ENGINES = [pytest.param("scripted")]
+ENGINES = [pytest.param("scripted"), pytest.param("llamacpp", marks=pytest.mark.llamacpp)]
 PROMPT = "Count from one to one hundred in words and then tell me a long story about every number."
 
 
@@ -29,7 +28,7 @@ def launch(kind: str) -> dict[str, Any]:
     if kind == "scripted":
         script = [f" word{n}" for n in range(40)]
         return base | {"options": {"script": script, "repeat": True, "prefill": 4, "step_s": 0.01}}
-    return base | {"model": chat_gguf(), "options": {"threads": max(1, (os.cpu_count() or 2) - 1)}}
+    return base | {"model": chat_gguf(), "options": {"batch": 32}}
 
 
 @pytest.fixture(scope="module", params=ENGINES)

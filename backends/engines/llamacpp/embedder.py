@@ -1,0 +1,210 @@
+"""The llama.cpp engine for embedding models: several inputs, of several jobs, in each batch."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import llama_cpp as llama
+import numpy as np
+
+from backends.core.errors import BadRequest, ContextTooLong, Overloaded, UnsupportedParameter
+from backends.core.events import Embedding, Event, Item, Started
+from backends.core.request import EmbeddingRequest, Job, Prompt
+from backends.core.usage import Usage
+from backends.engines.journal import Journal
+from backends.engines.launch import EngineLaunch
+from backends.engines.llamacpp.context import ABORTED, OK, Context
+from backends.engines.llamacpp.model import Model
+from backends.engines.llamacpp.settings import LlamaOptions
+from backends.engines.options import EngineLoadFailed
+
+_POOLINGS = {"mean": 1, "cls": 2, "last": 3}
+_NO_POOLING = 0
+_FROM_FILE = -1
+
+
+class _Work:
+    """One job: inputs not yet embedded, and how many are missing."""
+
+    def __init__(self, id: str, request: EmbeddingRequest, inputs: list[list[int]]) -> None:
+        self.id = id
+        self.request = request
+        self.todo = deque(enumerate(inputs))
+        self.missing = len(inputs)
+        self.tokens = sum(map(len, inputs))
+        self.started = False
+
+
+class LlamaEmbedder:
+    """The `Engine` contract for embeddings. Vectors have length 1 (L2). Inputs over the context are refused, not cut.
+
+    `slots` is how many inputs a batch may hold, `queue` how many jobs may be open beside the one in work.
+    """
+
+    def __init__(self, launch: EngineLaunch, options: LlamaOptions) -> None:
+        """Raises EngineLoadFailed."""
+        if options.pooling is not None and options.pooling not in _POOLINGS:
+            raise EngineLoadFailed(f"pooling must be one of {', '.join(_POOLINGS)}, not {options.pooling!r}")
+        self._model = Model(launch.model, gpu_layers=options.gpu_layers, use_mmap=options.mmap)
+        self.context_size = launch.context or self._model.trained_context
+        if self.context_size > self._model.trained_context:
+            raise EngineLoadFailed(
+                f"a context of {self.context_size} is more than the {self._model.trained_context} the model was trained with"
+            )
+        rows = max(options.batch, self.context_size)  # an input is one piece: its tokens see each other
+        self._context = Context(
+            self._model,
+            positions=rows,
+            sequences=launch.slots,
+            rows=rows,
+            threads=options.thread_count(),
+            pooling=_FROM_FILE if options.pooling is None else _POOLINGS[options.pooling],
+        )
+        if llama.llama_pooling_type(self._context.handle) == _NO_POOLING:
+            raise EngineLoadFailed("the model's file names no pooling; set the option `pooling`")
+        self._slots = launch.slots
+        self._queue = launch.queue
+        self._journal = Journal(options.step_log, options.log)
+        self._jobs: dict[str, _Work] = {}  # in order of service
+        self._steps = 0
+        self._may_halt = False
+        self._halted = False
+
+    def submit(self, job: Job, id: str) -> None:
+        """Take a job; as `Engine`."""
+        try:
+            self._take(job, id)
+        except Exception as error:
+            self._journal.job("refuse", id, error=type(error).__name__)
+            raise
+        self._journal.job("submit", id)
+
+    def _take(self, job: Job, id: str) -> None:
+        if not isinstance(job, EmbeddingRequest):
+            raise BadRequest("This model makes embeddings, not text.", param="model")
+        if job.dimensions not in (None, self._model.width):
+            message = f"This model's vectors have {self._model.width} dimensions; no other number can be asked."
+            raise UnsupportedParameter(message, param="dimensions")
+        if len(self._jobs) > self._queue:
+            raise Overloaded("The model's queue is full.", retry_after_ms=1000)
+        self._jobs[id] = _Work(id, job, [self._tokens(one) for one in job.inputs])
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if prompt.tokens is not None:
+            if not all(0 <= token < self._model.size for token in prompt.tokens):
+                raise BadRequest("A token id is outside the model's vocabulary.", param="input")
+            tokens = list(prompt.tokens)
+        else:
+            least = len(prompt.text.encode("utf-8", "replace")) // self._model.longest_token
+            if least > 4 * self.context_size:
+                raise self._too_long(f"at least {least}")
+            tokens = self._model.tokens(prompt.text, begin=True, special=False)
+        if not tokens:
+            raise BadRequest("An input is empty.", param="input")
+        if len(tokens) > self.context_size:
+            raise self._too_long(str(len(tokens)))
+        return tokens
+
+    def _too_long(self, count: str) -> ContextTooLong:
+        return ContextTooLong(f"An input has {count} tokens; the model's context is {self.context_size}.", param="input")
+
+    def cancel(self, id: str) -> None:
+        """Forget a job; as `Engine`."""
+        job = self._jobs.pop(id, None)
+        if job is not None:
+            self._journal.job("cancel", id, was="decode" if job.started else "queued")
+
+    def hurry(self) -> None:
+        """A cancel is on its way; from another thread. The step is cut short, never two in a row."""
+        if self._may_halt:
+            self._context.halt()
+
+    def busy(self) -> bool:
+        """Whether there is work."""
+        return bool(self._jobs)
+
+    def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
+        """Embed one batch of inputs; as `Engine`."""
+        began = time.monotonic()
+        picked = self._pick()
+        if not picked:
+            return ()
+        if self._context.memory:
+            llama.llama_memory_clear(self._context.memory, False)
+        self._context.clear()
+        self._context.resume()
+        for slot, (_, _, tokens) in enumerate(picked):
+            self._context.add(slot, tokens, 0, every=True)
+        self._may_halt = not self._halted
+        called = time.monotonic()
+        code = self._context.decode()
+        model_s = time.monotonic() - called
+        self._may_halt = False
+        self._halted = code == ABORTED
+        if code != OK:  # cut short, or no room: the inputs go back in their places
+            for work, index, tokens in reversed(picked):
+                work.todo.appendleft((index, tokens))
+            return ()
+        out = self._collect(picked)
+        self._steps += 1
+        rows: dict[str, int] = {}
+        for work, _, tokens in picked:
+            rows[work.id] = rows.get(work.id, 0) + len(tokens)
+        self._journal.step(rows, self._context.filled, 0, time.monotonic() - began, model_s)
+        return out
+
+    def _pick(self) -> list[tuple[_Work, int, list[int]]]:
+        """Inputs for a batch: one of each job in turn, so that a long list does not hold up a short one."""
+        picked: list[tuple[_Work, int, list[int]]] = []
+        room = self._context.rows
+        turn = deque(self._jobs.values())
+        while turn and len(picked) < self._slots:
+            work = turn.popleft()
+            if not work.todo or len(work.todo[0][1]) > room:
+                continue
+            index, tokens = work.todo.popleft()
+            room -= len(tokens)
+            picked.append((work, index, tokens))
+            turn.append(work)
+        return picked
+
+    def _collect(self, picked: Sequence[tuple[_Work, int, list[int]]]) -> list[tuple[str, list[Event]]]:
+        out: dict[str, list[Event]] = {}
+        for slot, (work, index, _) in enumerate(picked):
+            events = out.setdefault(work.id, [])
+            if not work.started:
+                work.started = True
+                events.append(Started(work.request.model))
+            found = llama.llama_get_embeddings_seq(self._context.handle, slot)
+            vector = np.ctypeslib.as_array(found, (self._model.width,)).astype("<f4")
+            norm = float(np.linalg.norm(vector))
+            events.append(Item(Embedding(index, (vector / norm if norm else vector).astype("<f4").tobytes())))
+            work.missing -= 1
+            if not work.missing:
+                events.append(Usage(work.tokens, 0, source="counted"))
+                del self._jobs[work.id]
+                self._journal.job("finish", work.id)
+        for work, _, _ in picked:  # who was served goes to the end of the line
+            if work.id in self._jobs:
+                self._jobs[work.id] = self._jobs.pop(work.id)
+        return list(out.items())
+
+    def describe(self) -> Mapping[str, object]:
+        """Facts and figures; as `Engine`."""
+        return {
+            "context": self.context_size,
+            "slots": self._slots,
+            "capabilities": ["dimensions", "embeddings", "token_input"],
+            "embedding_width": self._model.width,
+            "running": 0,
+            "queued": len(self._jobs),
+            "steps": self._steps,
+        }
+
+    def close(self) -> None:
+        """Free the model."""
+        self._context.close()
+        self._model.close()
+        self._journal.close()

@@ -1,0 +1,361 @@
+"""The llama.cpp engine: continuous batching over the sequences of one context.
+
+The scheduler plans, this file executes: rows into the batch, one llama_decode, a token per row that asked for logits,
+events out. New jobs join the running batch at the next step. Jobs wait for a slot in order of arrival.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING
+from backends.core.contracts import Engine
+from backends.core.errors import BadRequest, Overloaded, UnsupportedParameter
+from backends.core.events import Event, Failure, TokenLogprob
+from backends.core.request import EmbeddingRequest, Job
+from backends.engines.choice import ChoiceText
+from backends.engines.journal import Journal
+from backends.engines.launch import EngineLaunch
+from backends.engines.llamacpp import work
+from backends.engines.llamacpp.context import ABORTED, NO_ROOM, Context
+from backends.engines.llamacpp.embedder import LlamaEmbedder
+from backends.engines.llamacpp.logprobs import token_logprob
+from backends.engines.llamacpp.model import Model
+from backends.engines.llamacpp.prompts import Prompts
+from backends.engines.llamacpp.sampling import NoTokenFits, Sampler, grammar_of
+from backends.engines.llamacpp.scheduler import Pace, Step, plan
+from backends.engines.llamacpp.settings import LlamaOptions
+from backends.engines.llamacpp.slots import Slots
+from backends.engines.options import EngineLoadFailed, read_options
+
+CAPABILITIES = (
+    OPENAI_SAMPLING
+    | LOCAL_SAMPLING
+    | {"completions", "n", "logprobs", "token_input", "grammar", "response_format.json_object", "response_format.json_schema"}
+)
+#: Stop strings of a request.
+MAX_STOPS = 64
+#: Milliseconds told to a client whom a full queue refuses: between these, and what the last jobs took.
+RETRY_MS = (1_000, 30_000)
+
+
+def load(launch: EngineLaunch) -> Engine:
+    """The engine for a launch: an embedder when its options say so.
+
+    Raises:
+        EngineLoadFailed: in one line why not.
+    """
+    options = read_options(launch.options, LlamaOptions)
+    return LlamaEmbedder(launch, options) if options.embedding else LlamaCppEngine(launch, options)
+
+
+class LlamaCppEngine:
+    """See the module; the `Engine` contract."""
+
+    def __init__(self, launch: EngineLaunch, options: LlamaOptions) -> None:
+        """Raises EngineLoadFailed."""
+        self._slot_count = launch.slots
+        self._most_waiting = launch.queue
+        if options.batch < launch.slots:
+            raise EngineLoadFailed(f"batch ({options.batch}) must be at least the number of slots ({launch.slots})")
+        self._model = Model(launch.model, gpu_layers=options.gpu_layers, use_mmap=options.mmap)
+        self.context_size = launch.context or self._model.trained_context
+        if self.context_size > self._model.trained_context:
+            raise EngineLoadFailed(
+                f"a context of {self.context_size} is more than the {self._model.trained_context} the model was trained with"
+            )
+        self._prompts = Prompts(self._model, self.context_size)
+        self._context = Context(
+            self._model,
+            positions=self.context_size * launch.slots,
+            sequences=launch.slots,
+            rows=options.batch,
+            threads=options.thread_count(),
+        )
+        self._parts = self._model.partial_memory()
+        self._reuse = options.prefix_cache and self._parts
+        self._slots = Slots(launch.slots)
+        self._pace = Pace(options.batch, min(options.beside, options.batch), stretch=options.stretch)
+        self._journal = Journal(options.step_log, options.log)
+        self._jobs: dict[str, work.Running] = {}
+        self._waiting: deque[work.Sequence] = deque()
+        self._running: list[work.Sequence] = []  # in order of admission
+        self._steps = 0
+        self._job_s = 1.0
+        self._may_halt = False
+        self._halted = False
+
+    # the Engine contract
+
+    def submit(self, job: Job, id: str) -> None:
+        """Take a job; as `Engine`."""
+        try:
+            self._take(job, id)
+        except Exception as error:
+            self._journal.job("refuse", id, error=type(error).__name__)
+            raise
+        self._journal.job("submit", id)
+
+    def cancel(self, id: str) -> None:
+        """Forget a job; as `Engine`."""
+        job = self._jobs.get(id)
+        if job is not None:
+            was = job.phase()
+            self._drop(job)
+            self._journal.job("cancel", id, was=was)
+
+    def hurry(self) -> None:
+        """A cancel is on its way; from another thread. A step that reads prompts is cut short, never two in a row."""
+        if self._may_halt:
+            self._context.halt()
+
+    def busy(self) -> bool:
+        """Whether there is work."""
+        return bool(self._jobs)
+
+    def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
+        """One llama_decode and what it brings; as `Engine`."""
+        began = time.monotonic()
+        self._admit()
+        budget = self._pace.budget(sum(not sequence.prefilling for sequence in self._running))
+        planned, by_slot = self._plan(budget)
+        if not planned.rows:
+            return ()
+        self._fill(planned, by_slot)
+        self._may_halt = bool(planned.prefill) and not self._halted
+        called = time.monotonic()
+        code = self._context.decode()
+        model_s = time.monotonic() - called
+        self._may_halt = False
+        self._halted = code == ABORTED
+        if self._halted:
+            return self._undo(by_slot)
+        if code == NO_ROOM:
+            return self._make_room()
+        self._pace.observe(len(planned.decode), planned.rows - len(planned.decode), model_s)
+        out = self._advance(planned, by_slot)
+        self._steps += 1
+        self._write(planned, by_slot, time.monotonic() - began, model_s)
+        return [(id, events) for id, events in out.items() if events]
+
+    def describe(self) -> Mapping[str, object]:
+        """Facts and figures; as `Engine`."""
+        return {
+            "context": self.context_size,
+            "slots": self._slot_count,
+            "capabilities": sorted(CAPABILITIES | ({"chat"} if self._prompts.chats else set())),
+            "running": len(self._running),
+            "queued": len(self._waiting),
+            "steps": self._steps,
+            "kv_tokens": sum(sequence.position for sequence in self._running),
+            "kv_size": self.context_size * self._slot_count,
+        }
+
+    def close(self) -> None:
+        """Free the model."""
+        for sequence in (*self._running, *self._waiting):
+            sequence.sampler.free()
+        self._context.close()
+        self._model.close()
+        self._journal.close()
+
+    # taking a job
+
+    def _take(self, job: Job, id: str) -> None:
+        if isinstance(job, EmbeddingRequest):
+            raise BadRequest("This model makes text, not embeddings.", param="model")
+        if len(job.sampling.stop) > MAX_STOPS:
+            raise BadRequest(f"At most {MAX_STOPS} stop strings are taken.", param="stop")
+        if job.suffix:
+            raise UnsupportedParameter("This model's engine does not fill in the middle.", param="suffix")
+        if job.choices > self._most_waiting + self._slot_count:
+            most = self._most_waiting + self._slot_count
+            raise BadRequest(f"At most {most} choices fit this model's queue.", param="n")
+        if len(self._waiting) + job.choices > self._most_waiting + self._slots.free:
+            raise Overloaded("The model's queue is full.", retry_after_ms=self._retry_ms())
+        prompts = self._prompts.of(job)
+        grammar = grammar_of(job.output)
+        running = work.Running(id, job, sum(map(len, prompts)))
+        seed = int.from_bytes(os.urandom(4)) if job.sampling.seed is None else job.sampling.seed
+        try:
+            for index in range(job.choices):
+                prompt = prompts[index // job.n]
+                sampler = Sampler(self._model, job.sampling, seed=(seed + index) & 0xFFFFFFFF, prompt=prompt, grammar=grammar)
+                text = ChoiceText(index, job.sampling, self.context_size - len(prompt))
+                running.open.append(work.Sequence(running, index, prompt, text, sampler))
+        except Exception:
+            for sequence in running.open:
+                sequence.sampler.free()
+            raise
+        running.began = time.monotonic()
+        self._jobs[id] = running
+        self._waiting.extend(running.open)
+
+    def _retry_ms(self) -> int:
+        least, most = RETRY_MS
+        return max(least, min(most, int(1000 * self._job_s * (1 + len(self._waiting) / self._slot_count))))
+
+    def _admit(self) -> None:
+        """Give free slots to who waits, with what memory can be kept."""
+        while self._waiting and self._slots.free:
+            sequence = self._waiting.popleft()
+            reuse = self._reuse and sequence.job.request.sampling.seed is None
+            found = self._slots.take(sequence.tokens, reuse)
+            assert found is not None, "a slot is free"
+            sequence.slot, kept = found
+            if not self._context.cut(sequence.slot, kept):
+                self._context.cut(sequence.slot, 0)
+                kept = 0
+            sequence.position = kept
+            if sequence.index % sequence.job.request.n == 0:
+                sequence.job.cached[sequence.prompt_index] = kept
+            self._running.append(sequence)
+
+    # one step
+
+    def _plan(self, budget: int) -> tuple[Step, dict[int, work.Sequence]]:
+        by_slot = {sequence.slot: sequence for sequence in self._running}
+        decoding = [sequence.slot for sequence in self._running if not sequence.prefilling]
+        prefilling: list[tuple[int, int]] = []
+        for sequence in self._running:
+            if sequence.prefilling and not self._follows(sequence):
+                prefilling.append((sequence.slot, sequence.left))
+        return plan(decoding, prefilling, self._context.rows, budget, self._steps), by_slot
+
+    def _follows(self, sequence: work.Sequence) -> bool:
+        """Whether an elder choice of the same prompt is at that prompt: this one waits, and then shares its memory."""
+        request = sequence.job.request
+        if request.n == 1 or sequence.position or not self._parts:
+            return False
+        for elder in self._running:
+            if elder.job is not sequence.job or elder.prompt_index != sequence.prompt_index or elder is sequence:
+                continue
+            if not elder.prefilling:
+                self._context.cut(sequence.slot, 0)
+                self._context.copy(elder.slot, sequence.slot, sequence.prompt_size - 1)
+                sequence.position = sequence.prompt_size - 1
+                return False
+            if elder.index < sequence.index:
+                return True
+        return False
+
+    def _fill(self, planned: Step, by_slot: Mapping[int, work.Sequence]) -> None:
+        self._context.clear()
+        self._context.resume()
+        for slot in planned.decode:
+            sequence = by_slot[slot]
+            sequence.row = self._context.add(slot, sequence.tokens[-1:], sequence.position, last=True)
+        for slot, count in planned.prefill:
+            sequence = by_slot[slot]
+            end = sequence.position + count
+            whole = end == sequence.prompt_size
+            row = self._context.add(slot, sequence.tokens[sequence.position : end], sequence.position, last=whole)
+            sequence.row = row if whole else -1
+
+    def _advance(self, planned: Step, by_slot: Mapping[int, work.Sequence]) -> dict[str, list[Event]]:
+        """What the decoded rows mean: positions move, rows with logits give a token each."""
+        out: dict[str, list[Event]] = {}
+        for slot, count in (*((slot, 1) for slot in planned.decode), *planned.prefill):
+            by_slot[slot].position += count
+        for slot in (*planned.decode, *(slot for slot, _ in planned.prefill)):
+            sequence = by_slot[slot]
+            if sequence.row >= 0 and sequence.job.id in self._jobs:
+                events = out.setdefault(sequence.job.id, [])
+                try:
+                    self._next(sequence, events)
+                except Exception as error:  # a bug in one request's handling fails that request
+                    self._fail(sequence.job, events, f"{type(error).__name__}: {error}")
+        return out
+
+    def _next(self, sequence: work.Sequence, events: list[Event]) -> None:
+        """Choose a sequence's next token; its events."""
+        job = sequence.job
+        events += job.started()
+        try:
+            token = sequence.sampler.sample(self._context.handle, sequence.row, sequence.text.tokens)
+        except NoTokenFits:
+            token = -1
+        if token < 0 or self._model.ends_generation(token):
+            events += sequence.text.end()
+        else:
+            events += sequence.text.token(self._model.piece(token), self._logprob(sequence, token))
+            sequence.tokens.append(token)
+        if sequence.text.finished:
+            job.output_tokens += sequence.text.tokens
+            self._release(sequence)
+            if not job.open:
+                events.append(job.usage())
+                del self._jobs[job.id]
+                self._job_s += 0.2 * (time.monotonic() - job.began - self._job_s)
+                self._journal.job("finish", job.id)
+
+    def _logprob(self, sequence: work.Sequence, token: int) -> TokenLogprob | None:
+        count = sequence.job.request.top_logprobs
+        if count is None:
+            return None
+        return token_logprob(self._context.logits(sequence.row, self._model.size), token, count, self._model.piece)
+
+    # what goes otherwise
+
+    def _undo(self, by_slot: Mapping[int, work.Sequence]) -> Sequence[tuple[str, Sequence[Event]]]:
+        """A step was cut short: what it put into the memory is taken out again; it will be planned anew."""
+        for slot, sequence in by_slot.items():
+            if not self._context.cut(slot, sequence.position):
+                self._restart(sequence)
+        return ()
+
+    def _restart(self, sequence: work.Sequence) -> None:
+        """For a memory that cannot lose a part: read all of it again."""
+        self._context.cut(sequence.slot, 0)
+        sequence.position = 0
+        sequence.prompt_size = len(sequence.tokens)
+
+    def _make_room(self) -> Sequence[tuple[str, Sequence[Event]]]:
+        """The memory has no room: first what finished requests left goes, then the youngest request."""
+        if holding := self._slots.forget():
+            for slot in holding:
+                self._context.cut(slot, 0)
+            return ()
+        youngest = self._running[-1].job
+        events: list[Event] = []
+        message = "The model's memory is full; try again shortly."
+        self._end(youngest, events, Failure("overloaded", message, retry_after_ms=self._retry_ms()))
+        return [(youngest.id, events)]
+
+    def _fail(self, job: work.Running, events: list[Event], detail: str) -> None:
+        self._end(job, events, Failure("unavailable", "The model's engine failed on this request.", detail=detail))
+
+    def _end(self, job: work.Running, events: list[Event], failure: Failure) -> None:
+        self._drop(job)
+        events.append(failure)
+        self._journal.job("fail", job.id, detail=failure.detail or failure.message)
+
+    def _drop(self, job: work.Running) -> None:
+        self._jobs.pop(job.id, None)
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.job is not job)
+        for sequence in list(job.open):
+            self._release(sequence)
+
+    def _release(self, sequence: work.Sequence) -> None:
+        sequence.job.open.remove(sequence)
+        sequence.sampler.free()
+        if sequence.slot >= 0:
+            self._running.remove(sequence)
+            held = sequence.tokens[: sequence.position]
+            if not self._reuse:
+                self._context.cut(sequence.slot, 0)
+                held = []
+            self._slots.give(sequence.slot, held)
+            sequence.slot = -1
+
+    def _write(self, planned: Step, by_slot: Mapping[int, work.Sequence], step_s: float, model_s: float) -> None:
+        if self._journal.on:
+            rows: dict[str, int] = {}
+            for slot, count in (*((slot, 1) for slot in planned.decode), *planned.prefill):
+                id = by_slot[slot].job.id
+                rows[id] = rows.get(id, 0) + count
+            decode = len(planned.decode)
+            self._journal.step(rows, planned.rows - decode, decode, step_s, model_s)
