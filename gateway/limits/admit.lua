@@ -7,9 +7,10 @@
 -- The reservation is a string "<progress, 16 digits> <now> (<sub-window> <cost>)...;<blob>"; `blob` is for the sweeper.
 local id, lease_us, n = ARGV[1], tonumber(ARGV[3]) * 1000, tonumber(ARGV[4])
 if now > tonumber(ARGV[2]) then return '-1 ' .. int(now) end
-local meta = redis.call('HMGET', KEYS[3], 'epoch', 'config')
+local meta = call('HMGET', KEYS[3], 'epoch', 'config')
 local epoch, config = num(meta[1], 0), num(meta[2], 0)
-local after = '(' .. int(now)
+local expired = int(-now)
+local living = '(' .. expired
 local read, refused, retry_us = {}, 0, 0
 
 for i = 1, n do
@@ -19,11 +20,10 @@ for i = 1, n do
   if kind == 'r' then
     r = rate(key, width_of(window))
   elseif kind == 'q' then
-    r = {s = num(redis.call('GET', key), 0)}
+    r = {s = num(call('GET', key), 0)}
   else
-    r = {s = redis.call('ZCARD', key)}
-    local first = r.s > 0 and redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-    if first and tonumber(first[2]) <= now then r.s = redis.call('ZCOUNT', key, after, '+inf') end
+    r = {s = call('ZCARD', key)}
+    if r.s > 0 then r.s = r.s - call('ZCOUNT', key, expired, '+inf') end
   end
   r.kind, r.limit, r.window, r.cost = kind, limit, window, cost
   read[i] = r
@@ -31,12 +31,12 @@ for i = 1, n do
   if over > 0 then
     local wait
     if kind == 'r' then
-      wait = rate_wait(key, width_of(window), r.k, over)
+      wait = rate_wait(key, r.width, r.k, over)
     elseif kind == 'q' then
       wait = window * 1000
     else
-      local nth = redis.call('ZRANGEBYSCORE', key, after, '+inf', 'WITHSCORES', 'LIMIT', int(over - 1), 1)
-      wait = nth[2] and min(tonumber(nth[2]) - now, SLOT_RETRY_US) or SLOT_RETRY_US
+      local nth = call('ZREVRANGEBYSCORE', key, living, '-inf', 'WITHSCORES', 'LIMIT', int(over - 1), 1)
+      wait = nth[2] and min(-tonumber(nth[2]) - now, SLOT_RETRY_US) or SLOT_RETRY_US
     end
     if refused == 0 then refused = i end
     retry_us = max(retry_us, wait)
@@ -46,28 +46,26 @@ if poisoned then return redis.error_reply('SYPOISON a counter holds what no scri
 
 local out
 if refused > 0 then
-  out = {'0', int(now), int(config), int(refused - 1), int(up_ms(retry_us))}
+  out = fmt('0 %d %d %d %d', now, config, refused - 1, up_ms(retry_us))
 else
-  local facts = {'0000000000000000', int(now)}
-  for i = 1, n do
-    facts[#facts + 1] = int(read[i].k or 0)
-    facts[#facts + 1] = int(read[i].cost)
-  end
-  local record = table.concat(facts, ' ') .. ';' .. ARGV[5]
-  if not redis.call('SET', KEYS[1], record, 'NX', 'PX', int(RECORD_TTL_MS)) then
+  local record = fmt('0000000000000000 %d', now)
+  for i = 1, n do record = record .. ' ' .. (read[i].field or '0') .. ' ' .. ARGV[5 + i * 4] end
+  record = record .. ';' .. ARGV[5]
+  if not call('SET', KEYS[1], record, 'NX', 'PX', int(RECORD_TTL_MS)) then
     return '-2 ' .. int(now)
   end
-  local live = redis.pcall('ZADD', KEYS[2], int(now + lease_us), id)
+  local expires = int(-(now + lease_us))
+  local live = try('ZADD', KEYS[2], expires, id)
   if type(live) == 'table' then
-    redis.call('DEL', KEYS[1])
+    call('DEL', KEYS[1])
     return live
   end
   local tidy = floor(now / 1000000) % TIDY_S == 0
-  if tidy then redis.call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS)) end
+  if tidy then call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS)) end
   if epoch == 0 then
     epoch = now
-    redis.call('HSET', KEYS[3], 'epoch', int(epoch))
-    redis.call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS))
+    call('HSET', KEYS[3], 'epoch', int(epoch))
+    call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS))
   end
   for i = 1, n do
     local r, key = read[i], KEYS[3 + i]
@@ -76,28 +74,27 @@ else
       r.last = r.k
     elseif r.kind == 'q' then
       r.s = r.s + r.cost
-      redis.call('SET', key, int(r.s), 'PX', int(r.window))
+      call('SET', key, int(r.s), 'PX', int(r.window))
     else
-      if tidy then redis.call('ZREMRANGEBYSCORE', key, '-inf', int(now)) end
-      redis.call('ZADD', key, int(now + lease_us), id)
-      if tidy or r.s == 0 then redis.call('PEXPIRE', key, int(RECORD_TTL_MS)) end
+      if tidy then call('ZREMRANGEBYSCORE', key, expired, '+inf') end
+      call('ZADD', key, expires, id)
+      if tidy or r.s == 0 then call('PEXPIRE', key, int(RECORD_TTL_MS)) end
       r.s = r.s + 1
     end
   end
-  out = {'1', int(now), int(epoch), int(config)}
+  out = fmt('1 %d %d %d', now, epoch, config)
 end
 for i = 1, n do
   local r, reset = read[i], 0
   if r.s > 0 then
     if r.kind == 'r' then
-      reset = up_ms((r.last + SUBWINDOWS + 1) * width_of(r.window) - now)
+      reset = up_ms((r.last + SUBWINDOWS + 1) * r.width - now)
     elseif r.kind == 'q' then
       reset = r.window
     else
       reset = floor(lease_us / 1000)
     end
   end
-  out[#out + 1] = int(max(0, r.limit - r.s))
-  out[#out + 1] = int(reset)
+  out = out .. fmt(' %d %d', max(0, r.limit - r.s), reset)
 end
-return table.concat(out, ' ')
+return out

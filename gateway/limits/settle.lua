@@ -6,8 +6,8 @@
 --       lost since the admission; 0 nothing to do
 -- A poisoned rule is skipped: the row matters more.
 local id, n, row, again = ARGV[1], tonumber(ARGV[4]), ARGV[5], ARGV[8] == '1'
-local record = redis.pcall('GETRANGE', KEYS[1], 0, 36 + 40 * n)  -- all of the numbers, little of the blob
-local acked = num(redis.call('HGET', KEYS[4], ARGV[6]), 0)
+local record = try('GETRANGE', KEYS[1], 0, 36 + 40 * n)  -- all of the numbers, little of the blob
+local acked = num(call('HGET', KEYS[4], ARGV[6]), 0)
 local code, overruns = 1, 0
 local counted, at, cost = true, {}, {}
 
@@ -19,7 +19,7 @@ if type(record) == 'string' and record ~= GONE then
   end
 end
 if record and record ~= GONE and #numbers ~= 1 + 2 * n then  -- not what admit.lua writes for these rules
-  redis.call('DEL', KEYS[1])
+  call('DEL', KEYS[1])
   record = false
 end
 
@@ -31,27 +31,27 @@ else
   counted = false
   if row == '' then
     code = 0
-    redis.call('SET', KEYS[1], GONE, 'PX', int(TOMBSTONE_MS))
-  elseif num(redis.call('HGET', KEYS[3], 'epoch'), 0) ~= tonumber(ARGV[2]) or ARGV[2] == '0' then
+    call('SET', KEYS[1], GONE, 'PX', int(TOMBSTONE_MS))
+  elseif num(call('HGET', KEYS[3], 'epoch'), 0) ~= tonumber(ARGV[2]) or ARGV[2] == '0' then
     code = 2
   elseif again then
     code = 0
   else
     code, n = 2, 0
     for i = 6, #KEYS do
-      if ARGV[8 + (i - 6) * 3 + 1] == 'l' then redis.pcall('ZREM', KEYS[i], id) end
+      if ARGV[8 + (i - 6) * 3 + 1] == 'l' then try('ZREM', KEYS[i], id) end
     end
   end
 end
 if code > 0 and row ~= '' then
-  redis.call('XADD', KEYS[5], '*', 'w', ARGV[6], 'n', ARGV[7], 'r', row)
+  call('XADD', KEYS[5], '*', 'w', ARGV[6], 'n', ARGV[7], 'r', row)
 end
 if code > 0 and counted then
-  redis.call('DEL', KEYS[1])
+  call('DEL', KEYS[1])
 elseif code > 0 and n > 0 then
-  redis.call('SET', KEYS[1], GONE, 'PX', int(TOMBSTONE_MS))
+  call('SET', KEYS[1], GONE, 'PX', int(TOMBSTONE_MS))
 end
-if code > 0 then redis.call('ZREM', KEYS[2], id) end
+if code > 0 then call('ZREM', KEYS[2], id) end
 
 local function settle_rate(key, window, actual, i)
   local width = width_of(window)
@@ -66,31 +66,31 @@ local function settle_rate(key, window, actual, i)
     local r = rate(key, width)
     if not poisoned then charge(key, window, r, r.k, more) end
   elseif more < 0 then
-    local held = redis.call('HMGET', key, 's', int(at[i]))
+    local held = call('HMGET', key, 's', int(at[i]))
     local s, c = num(held[1], nil), num(held[2], nil)
     if s and c and s + more >= 0 and c + more >= 0 then
-      redis.call('HSET', key, 's', int(s + more), int(at[i]), int(c + more))
+      call('HSET', key, 's', int(s + more), int(at[i]), int(c + more))
     end
   end
 end
 
 local function settle_quota(key, window, actual, i)
-  local used = num(redis.call('GET', key), nil)
+  local used = num(call('GET', key), nil)
   if counted then
     local more = actual - cost[i]
     if used and more ~= 0 then
-      redis.call('SET', key, int(max(0, min(used + more, MAX))), 'KEEPTTL')
+      call('SET', key, int(max(0, min(used + more, MAX))), 'KEEPTTL')
     elseif more > 0 and not poisoned then
-      redis.call('SET', key, int(more), 'PX', int(window))
+      call('SET', key, int(more), 'PX', int(window))
     end
     return
   end
   local left_ms = up_ms(tonumber(ARGV[3]) + window * 1000 - now)
   if left_ms > 0 and not poisoned then
     if used then
-      redis.call('SET', key, int(min(used + actual, MAX)), 'KEEPTTL')
+      call('SET', key, int(min(used + actual, MAX)), 'KEEPTTL')
     else
-      redis.call('SET', key, int(actual), 'PX', int(left_ms))
+      call('SET', key, int(actual), 'PX', int(left_ms))
     end
   end
 end
@@ -99,11 +99,11 @@ for i = 1, n do
   local key, arg = KEYS[5 + i], 8 + (i - 1) * 3
   local kind, window, actual = ARGV[arg + 1], tonumber(ARGV[arg + 2]), tonumber(ARGV[arg + 3])
   if kind == 'l' then
-    redis.pcall('ZREM', key, id)
+    try('ZREM', key, id)
   elseif code > 0 then
     poisoned = false
     if counted and actual > cost[i] then overruns = overruns + 1 end
     pcall(kind == 'r' and settle_rate or settle_quota, key, window, actual, i)
   end
 end
-return int(code) .. ' ' .. int(now) .. ' ' .. int(acked) .. ' ' .. int(overruns)
+return fmt('%d %d %d %d', code, now, acked, overruns)

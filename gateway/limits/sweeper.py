@@ -78,7 +78,7 @@ async def sweep(client: Redis, *, name: str, cost_of: Callable[[LedgerRow], int]
     seconds, micros = await ask.time()
     now_us = int(seconds) * 1_000_000 + int(micros)
     settled = 0
-    for id in await ask.zrangebyscore(LIVE, "-inf", now_us, start=0, num=_AT_ONCE):
+    for id in await ask.zrevrangebyscore(LIVE, "+inf", -now_us, start=0, num=_AT_ONCE):
         settled += await _settle(ask, id.decode(), name, now_us, cost_of)
     if settled:
         log.warning("reservations_abandoned", extra={"count": settled})

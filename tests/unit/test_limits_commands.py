@@ -1,0 +1,79 @@
+import pytest
+
+from gateway.domain.settlement import Progress, Rule, RuleState
+from gateway.limits.commands import (
+    Closing,
+    Reserved,
+    admit_args,
+    counter_key,
+    parse_admit,
+    parse_settle,
+    renew_args,
+    settle_args,
+    used_of,
+)
+from gateway.limits.scripts import ORACLE_CLOCK, compose
+from gateway.limits.sweeper import abandoned
+from tests.rows import row
+
+SCRIPTS = compose()
+RULES = (Rule("k:tokens:60000", "rate", "tokens", 100, 60_000, 30), Rule("k:slots", "lease", "slots", 2, 0, 1))
+
+
+def keys_of(args):
+    return args[3 : 3 + args[2]]
+
+
+def test_every_key_carries_the_version_and_the_hash_tag():
+    progress = Progress("id", ("k:slots",), 4)
+    calls = (
+        admit_args(SCRIPTS.admit, "id", RULES, 15_000, 1, b""),
+        settle_args(SCRIPTS.settle, Closing("id", 1, 2, used_of(RULES, (1, 0)), b"", "w", 1), again=False),
+        renew_args(SCRIPTS.renew, [(progress, 15_000)], 1),
+    )
+    assert all(key.startswith("sy1:{sy}:") for args in calls for key in keys_of(args))
+    assert [len(keys_of(args)) for args in calls] == [5, 7, 3]
+
+
+def test_a_long_name_is_hashed_and_a_short_one_is_kept():
+    assert counter_key("team:a:slots") == "sy1:{sy}:c:team:a:slots"
+    long = counter_key("team:" + "a" * 1000)
+    assert len(long) < 64
+    assert long != counter_key("team:" + "a" * 1001)
+
+
+def test_replies_of_admission_are_read():
+    granted = parse_admit(b"1 1800000000000001 77 3 70 61000 1 15000", RULES)
+    assert (granted.code, granted.now_us, granted.epoch, granted.config) == (1, 1800000000000001, 77, 3)
+    assert granted.states == (RuleState(RULES[0], 70, 61000), RuleState(RULES[1], 1, 15000))
+    refused = parse_admit(b"0 5 3 1 900 70 0 0 15000", RULES)
+    assert (refused.code, refused.config, refused.index, refused.retry_after_ms) == (0, 3, 1, 900)
+    assert refused.states[1].remaining == 0
+    assert parse_admit(b"-1 5", RULES).code == -1
+    assert parse_settle(b"2 5 7 1").acked == 7
+
+
+@pytest.mark.parametrize("reply", [b"", b"1 2 3", b"0 5 3 1 900 70 0", b"x"])
+def test_a_reply_of_another_form_is_refused(reply):
+    with pytest.raises((ValueError, IndexError)):
+        parse_admit(reply, RULES)
+
+
+def test_production_scripts_use_the_servers_clock_and_the_oracles_do_not():
+    assert all(b"redis.call('TIME')" in script.text for script in SCRIPTS.all)
+    assert not any(b"redis.call('TIME')" in script.text for script in compose(ORACLE_CLOCK).all)
+    assert len({script.sha for script in SCRIPTS.all}) == 4
+
+
+def test_an_abandoned_request_is_estimated_and_never_above_what_was_reserved():
+    reserved = (
+        Reserved("r", "rate", "requests", 60_000, 1),
+        Reserved("t", "rate", "tokens", 60_000, 50),
+        Reserved("u", "rate", "nusd", 60_000, 1000),
+        Reserved("l", "lease", "slots", 0, 1),
+    )
+    written, amounts = abandoned(reserved, row("a", input_tokens=20), 99, 7, lambda r: r.output_tokens * 10)
+    assert amounts == (1, 27, 70, 0)
+    assert (written.outcome, written.usage_source, written.admitted_us) == ("abandoned", "estimated", 99)
+    assert (written.input_tokens, written.output_tokens, written.cost_nusd) == (20, 7, 70)
+    assert abandoned(reserved, row("a", input_tokens=20), 99, 700, lambda r: 5000)[1] == (1, 50, 1000, 0)
