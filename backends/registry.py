@@ -13,8 +13,10 @@ from types import MappingProxyType
 
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import Dialect
+from backends.dialects import llamacpp
 from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
+from backends.remote.rendering import PromptServer
 
 _NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _NO_SUFFIX = frozenset({"suffix", "reasoning_effort"})
@@ -125,6 +127,7 @@ DIALECTS: Mapping[str, Callable[[str], Dialect]] = MappingProxyType(
         "llamacpp": lambda quirks: _plain("llamacpp", LlamaCpp(), quirks),
     }
 )
+_PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
     {
@@ -158,6 +161,11 @@ def dialect(name: str, quirks: str = "") -> Dialect:
     if make is None:
         raise ValueError(f"unknown dialect {name!r}; known: {', '.join(sorted(DIALECTS))}")
     return make(quirks)
+
+
+def prompt_server(dialect_name: str) -> PromptServer | None:
+    """How a dialect's own server renders and tokenises, for dialects whose server does."""
+    return _PROMPT_SERVERS.get(dialect_name)
 
 
 def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilities:

@@ -12,12 +12,13 @@ from functools import partial
 
 from backends import registry
 from backends.core.errors import Draining
-from backends.engines.launch import EngineLaunch, command
+from backends.engines.launch import EngineLaunch
 from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
 from gateway.auth.pepper import load_or_create_pepper
 from gateway.boot import Boot
-from gateway.config.loader import parse
+from gateway.config.loader import parse, restart_needed
+from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
 from gateway.config.snapshot import EngineSpec
 from gateway.config.welcome import greeting, welcome
@@ -27,10 +28,11 @@ from gateway.ledger.migrations import migrate
 from gateway.ledger.writer import run_ledger
 from gateway.parts import Parts
 from gateway.runtime.drain import DrainTimes
+from gateway.runtime.engine_role import engine_role
 from gateway.runtime.gate_role import run_gate
 from gateway.runtime.line import Line, run_async
 from gateway.runtime.ports import PortTaken, own_port
-from gateway.runtime.roles import Child, ExecRole, ForkRole, Role
+from gateway.runtime.roles import Child, ForkRole, Role
 from gateway.runtime.supervisor import Reload, Supervisor
 from gateway.runtime.worker import WorkerParts, run_worker
 from gateway.telemetry.sink import DirectSink, Sink
@@ -55,7 +57,7 @@ def serve(configuration: Configuration) -> int:
     times = DrainTimes(delay_s=server.drain_delay_s, drain_s=server.drain_s)
     reload = None
     if configuration.file is not None:
-        reload = Reload(path=configuration.file, check=partial(parse, path=configuration.file))
+        reload = Reload(path=configuration.file, check=partial(_check, configuration, log))
     roles: list[Role] = [_engine(boot, spec) for spec in configuration.snapshot.engines.values()]
     if boot.gated:
         roles.append(_gate(boot, log))
@@ -64,7 +66,7 @@ def serve(configuration: Configuration) -> int:
     for index in range(server.workers):
         run = partial(_worker, boot, owner, times, index)
         roles.append(ForkRole(name=f"worker-{index}", run=run, stage="requests"))
-    return Supervisor(roles, log, requests_s=times.longest_s, reload=reload).run()
+    return Supervisor(roles, log, requests_s=times.longest_s + 2, reload=reload).run()
 
 
 def _boot(configuration: Configuration, owner: socket.socket) -> Boot:
@@ -93,27 +95,37 @@ async def _welcome(configuration: Configuration, pepper: bytes, owner: socket.so
     return welcome(base_url, admin.secret, user.secret)
 
 
-def _engine(boot: Boot, spec: EngineSpec) -> ExecRole:
+def _engine(boot: Boot, spec: EngineSpec) -> Role:
     """The host process of a local engine."""
-
-    def launch(parent_fd: int) -> tuple[list[str], bytes]:
-        return command(
-            EngineLaunch(
-                name=spec.name,
-                kind=spec.kind,
-                engine=registry.ENGINES[spec.kind],
-                model=spec.model,
-                socket=str(boot.engine_socket(spec.name)),
-                token=boot.engine_token,
-                slots=spec.slots,
-                context=spec.context,
-                queue=spec.queue,
-                options=spec.options,
-                parent_fd=parent_fd,
-            )
+    return engine_role(
+        EngineLaunch(
+            name=spec.name,
+            kind=spec.kind,
+            engine=registry.ENGINES[spec.kind],
+            model=spec.model,
+            socket=str(boot.engine_socket(spec.name)),
+            token=boot.engine_token,
+            slots=spec.slots,
+            context=spec.context,
+            queue=spec.queue,
+            options=spec.options,
         )
+    )
 
-    return ExecRole(name=f"engine-{spec.name}", command=launch)
+
+def _check(running: Configuration, log: DirectSink, data: bytes) -> None:
+    """Whether a changed file may be used. Changed static keys wait for the next start, and the log says so.
+
+    Raises:
+        ConfigError: it has a mistake, or changes the engines, which are started once.
+    """
+    assert running.file is not None
+    found = parse(data, running.file)
+    if found.snapshot.engines != running.snapshot.engines:
+        file = str(running.file)
+        raise ConfigError([Problem(file, "engines", "engines changed, and they are started only once", "restart the gateway")])
+    if waiting := restart_needed(running.static, found.static):
+        log.event("config_needs_restart", keys=waiting)
 
 
 def _gate(boot: Boot, log: DirectSink) -> ForkRole:
@@ -155,9 +167,9 @@ def _worker(boot: Boot, owner: socket.socket, times: DrainTimes, index: int, chi
     )
 
     @asynccontextmanager
-    async def build(_: Line) -> AsyncIterator[WorkerParts]:
+    async def build(line: Line) -> AsyncIterator[WorkerParts]:
         sink = Sink()
-        parts = Parts(boot, index, sink)
+        parts = Parts(boot, index, line.child.boot, sink)
         await parts.start()
         try:
             yield WorkerParts(

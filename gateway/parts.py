@@ -38,10 +38,9 @@ from gateway.pipeline.settler import Settler
 from gateway.pipeline.tally import Tally
 from gateway.places import Backends
 from gateway.routing.catalog import Catalog, Place
-from gateway.runtime.gate_role import export, show_pools
+from gateway.runtime.gate_role import export_alone
 from gateway.telemetry import families
-from gateway.telemetry.aggregate import exposition, merge, pack
-from gateway.telemetry.exporter import Exporter
+from gateway.telemetry.aggregate import pack
 from gateway.telemetry.logs import RequestLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.sink import Sink
@@ -56,7 +55,7 @@ PROBE_S = 0.1
 class Parts:
     """One worker's parts: `start`, serve `app` while `background` runs, `aclose`."""
 
-    def __init__(self, boot: Boot, index: int, sink: Sink) -> None:
+    def __init__(self, boot: Boot, index: int, incarnation: int, sink: Sink) -> None:
         self.boot = boot
         self.sink = sink
         self.metrics = Metrics()
@@ -72,7 +71,7 @@ class Parts:
         self._keys = KeyStore(boot.configuration.ledger_url)
         self.auth = Authenticator(lambda: self._view.snapshot, self._keys, boot.pepper)
         self.gate: LocalGate | GateClient = (
-            GateClient(boot.gate_socket, index, secrets.randbits(32), self.samples) if boot.gated else LocalGate()
+            GateClient(boot.gate_socket, index, incarnation, self.samples) if boot.gated else LocalGate()
         )
         self._request_log = RequestLog(sink)
         dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork
@@ -127,7 +126,8 @@ class Parts:
         if isinstance(self.gate, GateClient):
             work.append(self.gate.run)  # the gate process serves the sum of all workers' metrics
         else:
-            work.append(lambda: export(Exporter(self._rendered), metrics_address, self.sink))
+            stats = self.gate.stats
+            work.append(lambda: export_alone(self.metrics, stats, metrics_address, self.sink))
         return work
 
     async def aclose(self) -> None:
@@ -178,13 +178,6 @@ class Parts:
     def samples(self) -> bytes:
         """This worker's metrics for whoever sums them."""
         return pack(self.metrics.dump())
-
-    async def _rendered(self) -> bytes:
-        own = Metrics()
-        own.set(families.WORKERS, 1)
-        if isinstance(self.gate, LocalGate):
-            show_pools(own, self.gate.stats())
-        return exposition(merge([self.metrics.dump(), own.dump()]))
 
     def _connect(self, configuration: Configuration, before: Catalog | None) -> View:
         snapshot = configuration.snapshot

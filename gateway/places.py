@@ -12,7 +12,10 @@ from backends.remote.backend import RemoteBackend, Renderer
 from backends.remote.fanout import FanOut
 from backends.remote.origin import Credential, Origin, tls_context
 from backends.remote.pool import HttpPool
+from backends.remote.rendering import ServerRenderer, TemplateRenderer
 from backends.remote.transport import Timeouts
+from backends.templates.families import family
+from backends.templates.jinja import ChatTemplate
 from gateway.boot import Boot
 from gateway.config.snapshot import EngineSpec
 from gateway.domain.route import Deployment
@@ -62,22 +65,27 @@ class Backends:
             keepalive_s=deployment.keepalive_s,
         )
         limits = deployment.timeouts
+        timeouts = Timeouts(connect_s=limits.connect_s, idle_s=limits.idle_s, total_s=limits.total_s)
         can = (dialect.capabilities | deployment.adds) - deployment.lacks
         inner = RemoteBackend(
             dialect,
             transport,
             capabilities=can,
             params=deployment.params,
-            timeouts=Timeouts(connect_s=limits.connect_s, idle_s=limits.idle_s, total_s=limits.total_s),
-            render=_renderer(dialect, deployment),
+            timeouts=timeouts,
+            render=_renderer(dialect, deployment, transport, timeouts),
         )
         if "n" in can:
             return inner, dialect.capabilities
         return FanOut(inner), dialect.capabilities | {"n"}
 
 
-def _renderer(dialect: Dialect, deployment: Deployment) -> Renderer | None:
+def _renderer(dialect: Dialect, deployment: Deployment, transport: HttpPool, timeouts: Timeouts) -> Renderer | None:
     """How the dialect's prompts are rendered; None for dialects that take messages."""
     if not dialect.needs_prompt:
         return None
-    raise NotImplementedError(deployment.id)
+    template = ChatTemplate(deployment.template) if deployment.template else None
+    server = registry.prompt_server(dialect.name)
+    if server is not None:
+        return ServerRenderer(server, dialect, transport, timeouts, template)
+    return TemplateRenderer(template or ChatTemplate(family("chatml")))

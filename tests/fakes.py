@@ -95,6 +95,7 @@ class FakeProtocol:
     """Bodies are JSON: model, text, stream, cap, n."""
 
     name = "fake"
+    id_prefix = "fake-"
 
     def parse(self, body: bytes) -> Call:
         try:

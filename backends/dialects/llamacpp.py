@@ -32,7 +32,7 @@ from backends.parsing.vectors import pack
 from backends.wire.llamacpp import Completion, EmbeddingItem, Templated, Tokenized
 
 CAPABILITIES: Capabilities = (OPENAI_SAMPLING | LOCAL_SAMPLING | {
-    *("chat", "completions", "embeddings", "token_input", "n", "logprobs", "grammar"),
+    *("chat", "completions", "embeddings", "token_input", "n", "logprobs", "grammar", "needs_output_cap"),
     *("response_format.json_object", "response_format.json_schema"),
 }) - {"min_tokens"}  # fmt: skip
 _JSON: Mapping[str, str] = {"content-type": "application/json"}

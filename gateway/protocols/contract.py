@@ -64,9 +64,10 @@ class Encoder(Protocol):
 
 
 class ClientProtocol(Protocol):
-    """A client API, pure."""
+    """A client API, pure. `id_prefix` begins the id of each of its answers (`chatcmpl-`)."""
 
     name: str
+    id_prefix: str
 
     def parse(self, body: bytes, /) -> Call:
         """The call that a body stands for.

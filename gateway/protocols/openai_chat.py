@@ -24,6 +24,7 @@ class OpenAIChat:
     """The chat completions protocol."""
 
     name = "openai_chat"
+    id_prefix = "chatcmpl-"
 
     def parse(self, body: bytes, /) -> Call:
         """The call that a body stands for.

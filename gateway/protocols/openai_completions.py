@@ -30,6 +30,7 @@ class OpenAICompletions:
     """The plain completions protocol."""
 
     name = "openai_completions"
+    id_prefix = "cmpl-"
 
     def parse(self, body: bytes, /) -> Call:
         """The call that a body stands for.

@@ -31,6 +31,7 @@ class OpenAIEmbeddings:
     """The embeddings protocol."""
 
     name = "openai_embeddings"
+    id_prefix = "embd-"
 
     def parse(self, body: bytes, /) -> Call:
         """The call that a body stands for.
