@@ -15,6 +15,7 @@ from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabili
 from backends.core.contracts import Dialect
 from backends.dialects import llamacpp
 from backends.dialects.llamacpp import LlamaCpp
+from backends.dialects.ollama import Ollama
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
 from backends.remote.rendering import PromptServer
 
@@ -125,6 +126,7 @@ DIALECTS: Mapping[str, Callable[[str], Dialect]] = MappingProxyType(
     {
         "openai_compatible": lambda quirks: OpenAICompatible(_quirks(quirks or "openai")),
         "llamacpp": lambda quirks: _plain("llamacpp", LlamaCpp(), quirks),
+        "ollama": lambda quirks: _plain("ollama", Ollama(), quirks),
     }
 )
 _PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})

@@ -72,10 +72,14 @@ def job_of(case: Case, dialect: Dialect) -> Job:
         temperature=asked.get("temperature"),
         top_p=asked.get("top_p"),
         seed=asked.get("seed"),
+        frequency_penalty=asked.get("frequency_penalty"),
         stop=(stop,) if isinstance(stop, str) else tuple(one for one in stop if one),
         logit_bias=tuple((int(token), bias) for token, bias in (asked.get("logit_bias") or {}).items()),
     )
     output = Output()
+    if form := asked.get("response_format"):
+        schema = msgspec.json.encode(form.get("json_schema", {}).get("schema", {}))
+        output = Output(form["type"], form.get("json_schema", {}).get("name", ""), msgspec.Raw(schema))
     if "guided_json" in asked:
         output = Output("json_schema", schema=msgspec.Raw(msgspec.json.encode(asked["guided_json"])))
     tools = tuple(
@@ -92,6 +96,7 @@ def job_of(case: Case, dialect: Dialect) -> Job:
         sampling=sampling,
         output=output,
         n=asked.get("n", 1),
+        reasoning_effort=asked.get("reasoning_effort"),
         top_logprobs=1 if "logprobs_legacy" in case.expect else None,
         stream=asked.get("stream", False),
     )

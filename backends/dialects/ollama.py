@@ -1,0 +1,296 @@
+"""Ollama in its own words: `/api/chat`, `/api/generate` (raw) and `/api/embed`, NDJSON.
+
+Source: ollama docs/api.md, api/types.go, server/routes.go at fb30760 (2026-08-21). `base_url` is the server's root.
+
+Known limits: tool calls come whole, sometimes without ids, and `done_reason` stays `stop`; `prompt_eval_count` is
+absent when the prompt was cached whole (then the gateway counts); one prompt and one choice a request; images as
+`data:` URLs only; a forced tool is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from backends.core.capabilities import OPENAI_SAMPLING, Capabilities
+from backends.core.contracts import Decoder, UpstreamRequest
+from backends.core.errors import BackendError, BadRequest, UnsupportedParameter
+from backends.core.events import Event, Failure, Finish, FinishReason, ReasoningDelta, Started, TextDelta
+from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt
+from backends.core.usage import Usage
+from backends.dialects.openai_compatible import encode_tool
+from backends.dialects.openai_embeddings import embedding_events
+from backends.parsing import failures
+from backends.parsing.callpieces import CallIds, CallPieces
+from backends.parsing.framing import MAX_BODY_BYTES
+from backends.parsing.lines import LineSplitter
+from backends.parsing.utf8 import mend_escapes
+from backends.parsing.vectors import pack
+
+_OPTIONS = {
+    "max_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p", "stop": "stop", "seed": "seed",
+    "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty", "top_k": "top_k", "min_p": "min_p",
+    "typical_p": "typical_p", "repetition_penalty": "repeat_penalty", "repeat_last_n": "repeat_last_n",
+}  # fmt: skip
+CAPABILITIES: Capabilities = (OPENAI_SAMPLING | frozenset(_OPTIONS) | {
+    *("chat", "completions", "embeddings", "dimensions", "tools", "suffix", "reasoning_effort", "image_url"),
+    *("response_format.json_object", "response_format.json_schema"),
+}) - {"logit_bias"}  # fmt: skip
+_THINK: Mapping[str, bool | str] = {"none": False, "low": "low", "medium": "medium", "high": "high"}
+_FINISH: Mapping[str, FinishReason] = {"length": "length"}
+_EMPTY = msgspec.Raw(b"")
+_UNREADABLE = (ValueError, RecursionError)
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str
+    arguments: msgspec.Raw = _EMPTY
+
+
+class _Call(msgspec.Struct, gc=False):
+    function: _Function
+    id: str | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Record(msgspec.Struct, gc=False):
+    """A line. `message` in chats, `response` in generations."""
+
+    model: str = ""
+    message: _Message | None = None
+    response: str | None = None
+    thinking: str | None = None
+    done: bool = False
+    done_reason: str = ""
+    prompt_eval_count: int = 0
+    eval_count: int = 0
+    error: msgspec.Raw = _EMPTY
+
+
+class _Embedded(msgspec.Struct, gc=False):
+    embeddings: list[list[float]]
+    model: str = ""
+    prompt_eval_count: int = 0
+
+
+_read = msgspec.json.Decoder(_Record).decode
+_read_embedded = msgspec.json.Decoder(_Embedded).decode
+
+
+class Ollama:
+    """The dialect."""
+
+    name = "ollama"
+    needs_prompt = False
+    capabilities = CAPABILITIES
+
+    def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
+        """The request for a job.
+
+        Raises:
+            UnsupportedParameter: several prompts, or an image that is no `data:` URL.
+            BadRequest: an earlier tool call's arguments are no JSON object.
+        """
+        if isinstance(job, EmbeddingRequest):
+            wanted: dict[str, object] = {"model": job.model, "input": [one.text for one in job.inputs]}
+            if job.dimensions is not None:
+                wanted["dimensions"] = job.dimensions
+            return _post("/api/embed", wanted)
+        prompts = prompts or job.prompts
+        if len(prompts) > 1:
+            raise UnsupportedParameter(f"The model {job.model!r} takes one prompt at a time here.", param="prompt")
+        body: dict[str, object] = {"model": job.model, "stream": job.stream}
+        if prompts:
+            body["prompt"] = prompts[0].text
+            body["raw"] = True
+            if job.suffix:
+                body["suffix"] = job.suffix
+                body["raw"] = False  # the model's template places the suffix
+        else:
+            body["messages"] = _messages(job.messages)
+            if job.tools and (job.tool_choice is None or job.tool_choice.mode != "none"):
+                body["tools"] = [encode_tool(tool) for tool in job.tools]
+        options = {
+            theirs: value for ours, theirs in _OPTIONS.items() if (value := getattr(job.sampling, ours)) not in (None, ())
+        }
+        if options:
+            body["options"] = options
+        if job.output.kind == "json_object":
+            body["format"] = "json"
+        elif job.output.kind == "json_schema":
+            body["format"] = job.output.schema
+        if job.reasoning_effort is not None:
+            body["think"] = _THINK.get(job.reasoning_effort, True)
+        return _post("/api/generate" if prompts else "/api/chat", body)
+
+    def decoder(self, job: Job) -> Decoder:
+        """A fresh decoder of a 2xx response's body."""
+        return _Embeddings(job) if isinstance(job, EmbeddingRequest) else _Generations(job)
+
+    def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+        """The error that a non-2xx response stands for."""
+        return failures.failure(status, headers, body)
+
+
+def _post(path: str, body: Mapping[str, object]) -> UpstreamRequest:
+    return UpstreamRequest("POST", path, {"content-type": "application/json"}, msgspec.json.encode(body))
+
+
+def _messages(messages: Sequence[Message]) -> list[dict[str, object]]:
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    return [_message(message, names) for message in messages]
+
+
+def _message(message: Message, names: Mapping[str, str]) -> dict[str, object]:
+    wire: dict[str, object] = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+    images: list[str] = []
+    for part in message.parts:
+        if isinstance(part, ImageInput):
+            head, found, data = part.url.partition(";base64,")
+            if not found or not head.startswith("data:"):
+                raise UnsupportedParameter("Images must be given as base64 `data:` URLs here.", param="messages")
+            images.append(data)
+    if images:
+        wire["images"] = images
+    if message.reasoning:
+        wire["thinking"] = message.reasoning
+    if message.tool_calls:
+        wire["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": _arguments(call.arguments)}} for call in message.tool_calls
+        ]
+    if name := message.name or names.get(message.tool_call_id, ""):
+        wire["tool_name"] = name
+    return wire
+
+
+def _arguments(text: str) -> dict[str, object]:
+    """Arguments as the object that Ollama wants: read, never pasted, for the text is the client's."""
+    try:
+        value = msgspec.json.decode(text or "{}")
+    except _UNREADABLE:
+        value = None
+    if not isinstance(value, dict):
+        raise BadRequest("The arguments of a tool call must be a JSON object.", param="messages")
+    return value
+
+
+class _Generations:
+    """Lines until one is `done`; a unary answer is one such line."""
+
+    def __init__(self, job: GenerationRequest) -> None:
+        self._job = job
+        self._lines = LineSplitter()
+        self._calls = CallPieces(0, CallIds())
+        self._started = self._begun = self._ended = False
+
+    def feed(self, data: bytes, /) -> list[Event]:
+        """Events completed by these bytes."""
+        out: list[Event] = []
+        if self._ended:
+            return out
+        for line in self._lines.feed(data):
+            self._line(line, out)
+            if self._ended:
+                return out
+        if self._lines.broken:
+            self._fail(failures.protocol(self._lines.broken), out)
+        return out
+
+    def close(self) -> list[Event]:
+        """The body has ended."""
+        out: list[Event] = []
+        if self._ended:
+            return out
+        for line in self._lines.close():
+            self._line(line, out, last=True)
+        if self._lines.broken and not self._ended:
+            self._fail(failures.protocol(self._lines.broken), out)
+        if not self._ended:
+            self._fail(failures.truncated("the body ended before a line said `done`"), out)
+        return out
+
+    def _line(self, line: bytes, out: list[Event], *, last: bool = False) -> None:
+        try:
+            record = _read(line)
+        except _UNREADABLE:
+            try:
+                record = _read(mend_escapes(line))
+            except _UNREADABLE:
+                cut = last and self._started
+                self._fail(failures.truncated("cut inside a line") if cut else failures.protocol("not a record", line), out)
+                return
+        if record.error is not _EMPTY and bytes(record.error) not in (b'""', b"null"):
+            self._fail(failures.event(failures.stream_failure(line, begun=self._begun)), out)
+            return
+        if not self._started:
+            self._started = True
+            out.append(Started(record.model))
+        message = record.message or _Message(record.response, record.thinking)
+        if message.thinking:
+            self._begun = True
+            out.append(ReasoningDelta(message.thinking))
+        if message.content:
+            self._begun = True
+            out.append(TextDelta(message.content))
+        for call in message.tool_calls or ():
+            self._begun = True
+            arguments = bytes(call.function.arguments).decode() or "{}"
+            if piece := self._calls.feed(None, call.id or "", call.function.name, arguments, whole=True):
+                out.append(piece)
+        if record.done:
+            self._done(record, out)
+
+    def _done(self, record: _Record, out: list[Event]) -> None:
+        self._ended = True
+        if not record.done_reason:
+            out.append(failures.truncated("done without a reason: the runner went away"))
+            return
+        out.append(Finish("tool_calls" if self._calls.count else _FINISH.get(record.done_reason, "stop")))
+        counted = record.prompt_eval_count > 0 and record.eval_count >= (1 if self._begun else 0)
+        if counted or record.done_reason in ("load", "unload"):
+            out.append(Usage(max(record.prompt_eval_count, 0), max(record.eval_count, 0)))
+
+    def _fail(self, failure: Failure, out: list[Event]) -> None:
+        self._ended = True
+        out.append(failure)
+
+
+class _Embeddings:
+    """`/api/embed`: one object."""
+
+    def __init__(self, job: EmbeddingRequest) -> None:
+        self._job = job
+        self._body = bytearray()
+        self._ended = False
+
+    def feed(self, data: bytes, /) -> list[Event]:
+        """Nothing yet: the body is one JSON value."""
+        if self._ended:
+            return []
+        self._body += data
+        if len(self._body) <= MAX_BODY_BYTES:
+            return []
+        self._ended = True
+        return [failures.protocol(f"a body of more than {MAX_BODY_BYTES} bytes")]
+
+    def close(self) -> list[Event]:
+        """All of it, in the order of the inputs."""
+        if self._ended:
+            return []
+        self._ended = True
+        body = bytes(self._body)
+        try:
+            answer = _read_embedded(body)
+            vectors = {index: pack(vector) for index, vector in enumerate(answer.embeddings)}
+        except _UNREADABLE:
+            if failures.envelope(body).message:
+                return [failures.event(failures.stream_failure(body, begun=False))]
+            return [failures.protocol("no embeddings", body)]
+        usage = Usage(answer.prompt_eval_count, 0) if answer.prompt_eval_count > 0 else None
+        return embedding_events(vectors, self._job, answer.model, usage)
