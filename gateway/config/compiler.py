@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backends import registry
-from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING
+from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.request import Sampling
 from gateway.config.dynamic import (
     DefaultsEntry,
@@ -222,12 +222,23 @@ class Compiler:
         """A default that a deployment refuses would make a 400 of every request that reaches it."""
         stated = {name for name, value in entry.defaults.model_dump(exclude_unset=True).items() if value not in (None, ())}
         for one in deployments:
-            if one.params != "reject" or one.dialect not in registry.DIALECTS or one.quirks not in {"", *registry.QUIRKS}:
+            can = self._capabilities(one)
+            if one.params != "reject" or can is None:
                 continue
-            can = (registry.dialect(one.dialect, one.quirks).capabilities | one.adds) - one.lacks
-            for name in sorted(stated - can):
+            for name in sorted(stated - ((can | one.adds) - one.lacks)):
                 problem = f"the deployment {one.id!r} does not support it, and its rule is `params: reject`"
                 self._report((*path, "defaults", name), problem, "remove the default, or write params: drop there")
+
+    def _capabilities(self, one: Deployment) -> Capabilities | None:
+        """What its dialect or engine declares; None when a name is wrong, which is reported elsewhere."""
+        if one.engine:
+            entry = self._dynamic.engines.get(one.engine)
+            known = entry is not None and entry.kind in registry.ENGINES
+            return registry.engine_capabilities(entry.kind, {"embedding": entry.embedding}) if entry and known else None
+        try:
+            return registry.dialect(one.dialect, one.quirks).capabilities
+        except ValueError:
+            return None
 
     def _unused(self, deployments: Mapping[str, Deployment]) -> None:
         """An engine that no deployment uses would take memory for nothing, most likely by a mistake."""

@@ -119,7 +119,7 @@ class EngineEntry(Entry):
     batch: int = Field(default=128, ge=32, le=65_536, description="tokens of one step; a longer prompt is read in pieces of it")
     gpu_layers: int = Field(default=0, ge=-1, le=10_000, description="layers kept on the GPU; -1 = all, 0 = none")
     options: dict[str, object] = Field(
-        default_factory=dict, description="further options of this kind of engine, handed over as they are"
+        default_factory=dict, description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch"
     )
 
 

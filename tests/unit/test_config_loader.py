@@ -283,6 +283,15 @@ def test_dialect_and_quirks_must_belong_together() -> None:
     assert only(text.replace("llamacpp, quirks: vllm", "llamacp")).mend == "did you mean 'llamacpp'?"
 
 
+def test_a_default_that_the_engine_lacks_is_a_mistake() -> None:
+    text = (
+        "engines: {e: {model: m}}\ndeployments: {d: {engine: e, model: m}}\n"
+        "models: {m: {tiers: [[d]], defaults: {top_k: 5, temperature: 1}}}"
+    )
+    assert parse(text.encode(), Path("/nowhere/c.yaml")).snapshot.models["m"].defaults.top_k == 5
+    assert "top_k" in str(problems(text.replace("{model: m}}\ndep", "{model: m, embedding: true}}\ndep")))
+
+
 def test_an_engine_is_given_only_what_was_stated() -> None:
     text = "engines: {e: {kind: scripted, model: m, options: {echo: true}}}\ndeployments: {d: {engine: e, model: m}}"
     assert parse(text.encode(), Path("/nowhere/c.yaml")).snapshot.engines["e"].options == {"echo": True}
