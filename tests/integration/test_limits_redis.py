@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
 
 from gateway.domain.settlement import Progress, Rule, Settlement
 from gateway.domain.usage_stream import ROW, SEQ, STREAM, WORKER, unpack_row
 from gateway.limits.commands import LIVE, counter_key, reservation_key
 from gateway.limits.redis_store import RedisStore
-from gateway.limits.store import LimitExceeded
+from gateway.limits.store import LimitExceeded, LimitsUnavailable
+from gateway.limits.suitability import findings
 from tests.rows import row
 
 pytestmark = pytest.mark.redis
@@ -189,3 +191,38 @@ def test_four_processes_of_many_clients_are_admitted_exactly_the_limit(server):
     assert sum(admitted for admitted, _ in results) == 100
     assert sum(refused for _, refused in results) == 1100
     assert int(server.client.hget(counter_key("team:tokens:60000"), "s")) == 1000
+
+
+@pytest.mark.parametrize("error_us", [-10_000_000, 10_000_000])
+async def test_a_wrong_idea_of_the_servers_clock_is_mended_by_the_first_reply(server, error_us):
+    async with make(server, timeout_ms=1000) as store:
+        await store.admit("a", RULES, row("a"), LEASE)
+        store.link.offset_us += error_us
+        reservation = await store.admit("b", RULES, row("b"), LEASE)
+        assert reservation.states[0].remaining == 1
+        assert abs(store.link.server_us(asyncio.get_running_loop().time()) - wall_us()) < 500_000
+
+
+async def test_a_redis_that_may_evict_is_found_unfit(make_redis):
+    fit = make_redis("--appendonly", "yes")
+    async with redis.asyncio.Redis.from_url(fit.url) as client:
+        assert await findings(client) == []
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        await client.config_set("appendonly", "no")
+        assert [finding.severity for finding in await findings(client)] == ["error", "warning"]
+    fit.kill()
+    async with redis.asyncio.Redis.from_url(fit.url) as client:
+        assert [finding.severity for finding in await findings(client)] == ["error"]
+
+
+async def test_a_password_and_a_database_of_the_url_are_used(make_redis):
+    locked = make_redis("--requirepass", "s3cret")
+    address = f"127.0.0.1:{locked.port}"
+    async with RedisStore(f"redis://:s3cret@{address}/2", wall_us, worker="w0", timeout_ms=1000) as store:
+        await store.admit("a", RULES, row("a"), LEASE)
+    with redis.Redis.from_url(f"redis://:s3cret@{address}/2") as client:
+        assert client.zcard(LIVE) == 1
+    async with RedisStore(f"redis://:wrong@{address}/2", wall_us, worker="w0", timeout_ms=200) as store:
+        with pytest.raises(LimitsUnavailable) as caught:
+            await store.admit("b", RULES, row("b"), LEASE)
+        assert "wrong" not in caught.value.message + caught.value.detail
