@@ -194,6 +194,16 @@ def test_a_source_package_is_unpacked_once_and_whole(tmp_path: Path) -> None:
     assert (llama.unpack(sdist, tmp_path) / "mark").exists()
 
 
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "pkg-1/../../evil", "other/evil"])
+def test_a_source_package_cannot_write_elsewhere(tmp_path: Path, name: str) -> None:
+    sdist = tmp_path / "pkg-1.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(StepFailed, match="evil"):
+        llama.unpack(sdist, tmp_path / "into")
+    assert not list(tmp_path.rglob("evil"))
+
+
 def test_the_pinned_version_comes_from_pyproject() -> None:
     assert llama_requirement(ROOT).startswith("llama-cpp-python==")
     assert Places(ROOT).models == ROOT / "models"
