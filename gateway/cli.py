@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import importlib.metadata
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backends.core.errors import GatewayError
 from gateway.config.durations import instant_text, parse_expiry
@@ -106,8 +105,9 @@ def _configuration(chosen: argparse.Namespace) -> Configuration:
 
 def _serve(chosen: argparse.Namespace) -> int:
     found = _configuration(chosen)
-    app: Any = importlib.import_module("gateway.app")
-    return int(app.serve(found) or 0)
+    from gateway.app import serve
+
+    return serve(found)
 
 
 def _check(chosen: argparse.Namespace) -> int:

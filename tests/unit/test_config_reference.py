@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from backends.engines.llamacpp.settings import LlamaOptions
 from gateway.config.document import Document, read_document
-from gateway.config.dynamic import Dynamic
+from gateway.config.dynamic import Dynamic, EngineEntry
 from gateway.config.loader import parse
 from gateway.config.problems import KeyPath, dotted
 from gateway.config.reference import Key, keys, page, variable
@@ -82,3 +83,12 @@ def test_the_environment_reaches_every_static_key(monkeypatch: pytest.MonkeyPatc
     assert (changed.server.max_head_kb, changed.redis.timeout_ms, changed.state_dir) == (9, 9, "x.y")
     assert changed.telemetry.metrics.listen == "127.0.0.1:9"
     assert changed.server.cors_origins == ("*",)
+
+
+def test_the_engines_defaults_are_the_documented_ones() -> None:
+    entry, options = EngineEntry(model="m"), LlamaOptions()
+    for name in ("embedding", "threads", "batch", "gpu_layers"):
+        assert getattr(entry, name) == getattr(options, name), name
+    documented = next(key.meaning for key in KEYS if key.path == "engines.<name>.options")
+    further = set(LlamaOptions.__struct_fields__) - set(EngineEntry.model_fields) - {"log", "step_log"}
+    assert further == set(re.findall(r"[a-z_]+", documented.split("llamacpp:")[1]))
