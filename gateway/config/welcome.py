@@ -21,7 +21,7 @@ Switchyard serves {base_url}
   user key   {user_key}
 
 Keep them now: they are stored as hashes and never shown again.
-More keys: switchyard keys new --name NAME
+More keys: switchyard keys new --name NAME   (where `make run` was used: .venv/bin/switchyard)
 
 Try it with curl:
 
