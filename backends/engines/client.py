@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 from backends.core.contracts import Batches
 from backends.core.errors import (
@@ -204,8 +204,7 @@ class _Link(asyncio.Protocol):
             self._transport.write(ipc.frame(message))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not derived from it
 
     def connection_lost(self, _: Exception | None) -> None:
         self._transport = None

@@ -15,8 +15,8 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -43,7 +43,8 @@ MAX_OPEN: Final = 4096
 
 def log(event: str, **fields: object) -> None:
     """One JSON line on standard error."""
-    sys.stderr.write(msgspec.json.encode({"ts": round(time.time(), 3), "event": event, **fields}).decode() + "\n")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    sys.stderr.write(msgspec.json.encode({"ts": now, "event": event, **fields}).decode() + "\n")
     sys.stderr.flush()
 
 
