@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from backends import registry
 from backends.engines.llamacpp.settings import LlamaOptions
 from gateway.config.document import Document, read_document
 from gateway.config.dynamic import Dynamic, EngineEntry
@@ -92,3 +93,8 @@ def test_the_engines_defaults_are_the_documented_ones() -> None:
     documented = next(key.meaning for key in KEYS if key.path == "engines.<name>.options")
     further = set(LlamaOptions.__struct_fields__) - set(EngineEntry.model_fields) - {"log", "step_log"}
     assert further == set(re.findall(r"[a-z_]+", documented.split("llamacpp:")[1]))
+
+
+def test_the_example_names_every_dialect() -> None:
+    (line,) = [line for line in EXAMPLE.read_text().splitlines() if "wire language of a remote server" in line]
+    assert set(re.findall(r"[a-z_]+", line.split("server:")[1].split(";")[0])) == set(registry.DIALECTS)
