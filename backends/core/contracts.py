@@ -32,6 +32,10 @@ class Decoder(Protocol):
     What cannot be decoded becomes a `Failure` event; after it nothing more comes out.
     """
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over (its terminator or a `Failure` was seen): nothing that may still come adds an event."""
+
     def feed(self, data: bytes, /) -> list[Event]:
         """Events completed by these bytes."""
 

@@ -149,6 +149,11 @@ class _Completions:
         self._started = self._begun = self._ended = False
         self._finals: dict[int, Completion] = {}
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that may still come adds an event."""
+        return self._ended
+
     def feed(self, data: bytes, /) -> list[Event]:
         """Events completed by these bytes."""
         out: list[Event] = []
@@ -280,6 +285,11 @@ class _Embeddings:
         self._job = job
         self._framing = EventsOrBody()
         self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that may still come adds an event."""
+        return self._ended
 
     def feed(self, data: bytes, /) -> list[Event]:
         """Nothing yet: the body is one JSON value."""

@@ -189,6 +189,11 @@ class _Generations:
         self._calls = CallPieces(0, CallIds())
         self._started = self._begun = self._ended = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that may still come adds an event."""
+        return self._ended
+
     def feed(self, data: bytes, /) -> list[Event]:
         """Events completed by these bytes."""
         out: list[Event] = []
@@ -268,6 +273,11 @@ class _Embeddings:
         self._job = job
         self._body = bytearray()
         self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that may still come adds an event."""
+        return self._ended
 
     def feed(self, data: bytes, /) -> list[Event]:
         """Nothing yet: the body is one JSON value."""

@@ -77,6 +77,11 @@ class GenerationDecoder:
         self._ids = CallIds()
         self._usages: list[tuple[int, msgspec.Raw]] = []
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that may still come adds an event."""
+        return self._ended
+
     def feed(self, data: bytes, /) -> list[Event]:
         """Events completed by these bytes."""
         out: list[Event] = []

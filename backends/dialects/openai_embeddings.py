@@ -24,6 +24,11 @@ class EmbeddingDecoder:
         self._body = bytearray()
         self._ended = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that may still come adds an event."""
+        return self._ended
+
     def feed(self, data: bytes, /) -> list[Event]:
         """Nothing yet: the body is one JSON value."""
         if self._ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from inspect import isawaitable
@@ -17,8 +18,11 @@ from backends.remote.transport import Response, Timeouts, Transport
 #: Renders a conversation where the dialect wants it rendered; may ask the network (`/apply-template`) to do it.
 Renderer = Callable[[Job], "Sequence[Prompt] | Awaitable[Sequence[Prompt]]"]
 
-#: What is read of an error's body.
+#: What is read of an error's body, and for how long.
 MAX_ERROR_BYTES = 64 * 1024
+ERROR_BODY_S = 2.0
+#: What a body gets to end after the answer in it has: then its connection is kept for the next request, else closed.
+AFTER_END_S = 0.1
 #: Default bound of a body that is not streamed.
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
@@ -142,6 +146,10 @@ class _Batches:
     async def __anext__(self) -> Sequence[Event]:
         chunks = self._chunks
         while not self._closed:
+            if self._decoder.ended:
+                self._closed = True
+                await self._pass_over()
+                break
             try:
                 data = await chunks.__anext__()
             except StopAsyncIteration:
@@ -159,6 +167,21 @@ class _Batches:
                 return events
         raise StopAsyncIteration
 
+    async def _pass_over(self) -> None:
+        """Read what follows the answer's end, so that the connection can be used again, but not for long: some servers
+        never end the body. The answer is whole, so nothing that happens here can spoil it.
+        """
+        limit = asyncio.timeout(AFTER_END_S)
+        try:
+            async with limit:
+                async for _ in self._chunks:
+                    pass
+        except BackendError:
+            pass
+        except TimeoutError:
+            if not limit.expired():
+                raise
+
     def _decoded(self, data: bytes | None) -> list[Event]:
         """What the decoder makes of a read, or of the end. Decoders do not raise; one that does has met bytes it was
         not written for.
@@ -173,13 +196,18 @@ class _Batches:
 
 
 async def _error_body(response: Response) -> bytes:
-    """At most `MAX_ERROR_BYTES` of an error's body: what came of it, however it ended."""
+    """At most `MAX_ERROR_BYTES` of an error's body: what came of it in `ERROR_BODY_S`, however it ended."""
     body = bytearray()
+    limit = asyncio.timeout(ERROR_BODY_S)
     try:
-        async for piece in response.chunks:
-            body += piece
-            if len(body) >= MAX_ERROR_BYTES:
-                break
+        async with limit:
+            async for piece in response.chunks:
+                body += piece
+                if len(body) >= MAX_ERROR_BYTES:
+                    break
     except BackendError:
         pass  # the status says more than the way the body broke off
+    except TimeoutError:
+        if not limit.expired():
+            raise
     return bytes(body[:MAX_ERROR_BYTES])

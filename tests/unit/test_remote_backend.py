@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -26,6 +27,8 @@ JOB = GenerationRequest("m", messages=(Message("user", (Text("hi"),)),), stream=
 class LineDecoder:
     """One delta per letter; `!` is a failure, `?` a bug, `.` nothing, `$` the end."""
 
+    ended = False
+
     def feed(self, data: bytes) -> list[Event]:
         out: list[Event] = []
         for letter in data.decode():
@@ -33,12 +36,15 @@ class LineDecoder:
                 raise RuntimeError("cannot read this")
             if letter == "!":
                 return [*out, Failure("protocol", "bad")]
+            if letter == "$":
+                self.ended = True
+                return [*out, Finish("stop")]
             if letter != ".":
                 out.append(TextDelta(letter))
         return out
 
     def close(self) -> list[Event]:
-        return [Finish("stop")]
+        return [] if self.ended else [Finish("stop")]
 
 
 class ToyDialect:
@@ -120,6 +126,29 @@ async def test_nothing_is_read_after_a_failure() -> None:
     batches = await collect(RemoteBackend(ToyDialect(), transport))
     assert batches == [[TextDelta("a")], [Failure("protocol", "bad")]]
     assert transport.read == 2
+
+
+@pytest.mark.parametrize("rest", [(b"x", b"y"), (UpstreamTruncated("cut"),), ()])
+async def test_what_follows_the_end_of_the_answer_is_passed_over(rest: tuple[bytes | Exception, ...]) -> None:
+    transport = ToyTransport(b"a$", *rest)
+    assert await collect(RemoteBackend(ToyDialect(), transport)) == [[TextDelta("a"), Finish("stop")]]
+    assert transport.left == [None]
+    assert transport.read == 1 + sum(isinstance(piece, bytes) for piece in rest)
+
+
+async def test_a_body_that_never_ends_after_its_answer_is_left() -> None:
+    class Endless(ToySending):
+        async def _chunks(self) -> AsyncIterator[bytes]:
+            yield b"a$"
+            await asyncio.get_running_loop().create_future()
+
+    class EndlessTransport(ToyTransport):
+        def send(self, request: UpstreamRequest, timeouts: Timeouts) -> AbstractAsyncContextManager[Response]:
+            return Endless(self)
+
+    transport = EndlessTransport()
+    assert await collect(RemoteBackend(ToyDialect(), transport)) == [[TextDelta("a"), Finish("stop")]]
+    assert transport.left == [None]
 
 
 async def test_a_decoder_that_raises_is_a_protocol_error_without_its_words() -> None:
