@@ -7,11 +7,14 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+
+from redis.asyncio import Redis
 
 from backends import registry
 from backends.core.errors import Draining
+from backends.core.usage import Usage
 from backends.engines.launch import EngineLaunch
 from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
@@ -22,10 +25,13 @@ from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
 from gateway.config.snapshot import EngineSpec
 from gateway.config.welcome import greeting, welcome
+from gateway.domain.money import cost_bound_nusd
+from gateway.domain.settlement import LedgerRow
 from gateway.edge.limits import Limits
 from gateway.edge.protocol import EdgeProtocol
 from gateway.ledger.migrations import migrate
 from gateway.ledger.writer import run_ledger
+from gateway.limits.sweeper import keep_swept
 from gateway.parts import Parts
 from gateway.runtime.drain import DrainTimes
 from gateway.runtime.engine_role import engine_role
@@ -142,14 +148,33 @@ def _gate(boot: Boot, log: DirectSink) -> ForkRole:
 
 
 def _ledger(configuration: Configuration, child: Child) -> int:
-    """The ledger writer's process."""
+    """The ledger writer's process. It also settles what vanished workers left behind."""
     assert configuration.redis_url is not None
     redis_url = configuration.redis_url
+    file = configuration.file
+    snapshot = configuration.snapshot
+
+    def reloaded(data: bytes) -> None:
+        nonlocal snapshot
+        assert file is not None
+        with suppress(ConfigError):  # the workers tell of it
+            snapshot = parse(data, file).snapshot
+
+    def cost_of(row: LedgerRow) -> int:
+        return cost_bound_nusd(Usage(row.input_tokens, row.output_tokens), snapshot.models.get(row.model))
 
     async def main(line: Line) -> None:
+        line.listen(reloaded, lambda _: None)
         line.ready()
         days = configuration.static.ledger.retain_days
-        await run_ledger(redis_url, configuration.ledger_url, days, line.draining)
+        async with asyncio.TaskGroup() as group:
+            client = Redis.from_url(redis_url, socket_timeout=5.0, socket_connect_timeout=2.0)
+            sweeping = group.create_task(keep_swept(client, name=f"sweeper-{child.boot}", cost_of=cost_of))
+            try:
+                await run_ledger(redis_url, configuration.ledger_url, days, line.draining)
+            finally:
+                sweeping.cancel()
+        await client.aclose()
 
     return run_async(child, main)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.core.usage import Usage
-from gateway.domain.route import Price
+from gateway.domain.route import Price, Route
 
 PICO_PER_NANO = 1000
 #: 1 USD per million tokens, in pico-USD per token.
@@ -15,3 +15,9 @@ def cost_nusd(usage: Usage, price: Price) -> int:
     cached = min(usage.cached_input_tokens, usage.input_tokens)
     pico = (usage.input_tokens - cached) * price.input + cached * price.cached_input + usage.output_tokens * price.output
     return -(-pico // PICO_PER_NANO)
+
+
+def cost_bound_nusd(usage: Usage, route: Route | None) -> int:
+    """What an answer costs at most, in nano-USD, when nobody knows which deployment gave it; 0 without a route."""
+    deployments = [one for tier in route.tiers for one in tier] if route is not None else []
+    return max((cost_nusd(usage, one.price) for one in deployments), default=0)
