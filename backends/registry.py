@@ -135,7 +135,7 @@ _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
     {
         "llamacpp": OPENAI_SAMPLING
         | LOCAL_SAMPLING
-        | {"chat", "completions", "n", "logprobs", "token_input", "grammar"}
+        | {"chat", "completions", "n", "logprobs", "token_input", "grammar", "needs_output_cap"}
         | {"response_format.json_object", "response_format.json_schema"},
         "scripted": frozenset(
             {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "logprobs"}
@@ -171,7 +171,7 @@ def prompt_server(dialect_name: str) -> PromptServer | None:
 
 
 def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilities:
-    """What an engine of this kind can do under these options. Local engines end by themselves: they need no cap.
+    """What an engine of this kind can do under these options. `needs_output_cap`: it would else fill its whole context.
 
     Raises:
         ValueError: unknown kind.
