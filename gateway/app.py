@@ -20,6 +20,7 @@ from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
 from gateway.auth.pepper import load_or_create_pepper
 from gateway.boot import Boot
+from gateway.config.folders import make_private
 from gateway.config.loader import parse, restart_needed
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
@@ -49,8 +50,8 @@ MAX_WAITING = 4096
 
 def serve(configuration: Configuration) -> int:
     """Run the gateway until it is told to stop; returns the exit status."""
-    for folder in (configuration.state_dir, configuration.run_dir):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(configuration.state_dir, "state_dir")
+    make_private(configuration.run_dir, "server.run_dir")
     try:
         host, port = configuration.static.server.address
         owner = own_port(host, port)

@@ -27,15 +27,15 @@ for i = 1, n do
   end
   r.kind, r.limit, r.window, r.cost = kind, limit, window, cost
   read[i] = r
-  local over = cost - (limit - r.s)
-  if over > 0 then
+  local room = limit - cost
+  if r.s > room then
     local wait
     if kind == 'r' then
-      wait = rate_wait(key, r.width, r.k, over)
+      wait = rate_wait(key, r.width, r.k, r.s, room)
     elseif kind == 'q' then
       wait = window * 1000
     else
-      local nth = call('ZREVRANGEBYSCORE', key, living, '-inf', 'WITHSCORES', 'LIMIT', int(over - 1), 1)
+      local nth = call('ZREVRANGEBYSCORE', key, living, '-inf', 'WITHSCORES', 'LIMIT', int(r.s - room - 1), 1)
       wait = nth[2] and min(-tonumber(nth[2]) - now, SLOT_RETRY_US) or SLOT_RETRY_US
     end
     if refused == 0 then refused = i end

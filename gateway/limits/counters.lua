@@ -71,15 +71,15 @@ local function charge(key, window_ms, r, at, amount)
   end
 end
 
--- after how many us `over` has left a rate
-local function rate_wait(key, width, k, over)
+-- after how many us no more than `room` of `used` is left in a rate; each number is exact, their sum might not be
+local function rate_wait(key, width, k, used, room)
   local names = {}
   for at = k - SUBWINDOWS, k do names[#names + 1] = int(at) end
   local held = call('HMGET', key, unpack(names))
   for i = 1, #names do
     if held[i] then
-      over = over - num(held[i], 0)
-      if over <= 0 then return (k - SUBWINDOWS + i - 1 + SUBWINDOWS + 1) * width - now end
+      used = used - num(held[i], 0)
+      if used <= room then return (k - SUBWINDOWS + i - 1 + SUBWINDOWS + 1) * width - now end
     end
   end
   return (k + SUBWINDOWS + 1) * width - now
