@@ -27,6 +27,7 @@ from gateway.gate.local import LocalGate
 from gateway.ledger.embedded import EmbeddedLedger
 from gateway.ledger.queries import keep_retention
 from gateway.limits.embedded_store import EmbeddedStore
+from gateway.limits.periods import LONGEST_PERIOD_US
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.spool import Spool
 from gateway.limits.store import LimitStore
@@ -45,8 +46,6 @@ from gateway.telemetry.logs import RequestLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.sink import Sink
 
-#: The longest rolling window that a limit may have: what the embedded store restores at start, µs.
-LONGEST_WINDOW_US = 86_400_000_000
 RENEW_S = 5.0
 KEEP_ALIVE_S = 1.0
 PROBE_S = 0.1
@@ -110,7 +109,7 @@ class Parts:
         elif self._ledger is not None:
             now_us = wall_us()
             self._ledger.start(now_us)
-            self._embedded.restore(self._ledger.recent(now_us - LONGEST_WINDOW_US))
+            self._embedded.restore(self._ledger.recent(now_us - LONGEST_PERIOD_US))
             self.metrics.read(families.LIMIT_OVERRUN, lambda: self._embedded.overruns)
         self.metrics.read(families.OPEN_STREAMS, lambda: len(self.open_requests))
         self.metrics.read(families.LOG_DROPPED, lambda: self.sink.dropped)

@@ -158,6 +158,9 @@ class FakeStore:
         self.refuse: Callable[[Sequence[Rule]], LimitExceeded | None] = lambda rules: None
         self.delay_s = 0.0
 
+    def now_us(self):
+        return 1_800_000_000_000_000
+
     async def admit(self, id: str, rules: Sequence[Rule], opening: object, lease_ms: int) -> Reservation:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)

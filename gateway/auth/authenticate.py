@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec
 from backends.core.errors import BadRequest, GatewayError
 from gateway.auth.keys import check_pepper, is_genuine, stored_hash, text_hash
 from gateway.auth.keystore import Changes, KeyRecord, KeysUnavailable
+from gateway.config.compiled_limits import GATEWAY, bound
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import LimitSpec, Principal
 
@@ -200,7 +201,7 @@ class Authenticator:
             self._declared = {}
         principal = self._declared.get(digest)
         if principal is None and (declared := snapshot.declared_keys.get(digest)) is not None:
-            principal = self._declared[digest] = with_team_limits(declared, snapshot)
+            principal = self._declared[digest] = with_shared_limits(declared, snapshot)
         return principal
 
     def _find_known(self, digest: str, snapshot: Snapshot) -> Principal | None:
@@ -259,19 +260,35 @@ class Authenticator:
             self._by_id.pop(oldest.record.id, None)
 
 
-def with_team_limits(principal: Principal, snapshot: Snapshot) -> Principal:
-    """The principal with its team's limits, each rule once. A team that the configuration lacks adds none."""
+def with_shared_limits(principal: Principal, snapshot: Snapshot) -> Principal:
+    """The principal with every limit that it shares: its user's, team's, organisation's and the whole gateway's.
+
+    Each rule is there once. What the configuration lacks adds none. Calendar periods of a key begin in its team's zone.
+    """
     team = snapshot.teams.get(principal.team_id)
-    if team is None:
-        return principal
-    scope = f"team:{team.name}"
-    ours = {(spec.scope, spec.unit, spec.window_ms) for spec in principal.limits}
-    shared = tuple(_scoped(spec, scope) for spec in team.limits if (scope, spec.unit, spec.window_ms) not in ours)
-    return msgspec.structs.replace(principal, limits=principal.limits + shared)
+    zone = (team.zone if team is not None else "") or snapshot.zone
+    organisation = principal.org_id or (team.organisation if team is not None else "")
+    limits = [bound(spec, spec.scope, zone) for spec in principal.limits]
+    known = {_counter(spec) for spec in limits}
+    shared: list[tuple[str, Iterable[LimitSpec]]] = []
+    if principal.user:
+        named = snapshot.users.get(principal.user)
+        shared.append((f"user:{principal.user}", snapshot.user_limits if named is None else named))
+    if team is not None:
+        shared.append((f"team:{team.name}", team.limits))
+    shared.append((f"organisation:{organisation}", snapshot.organisations.get(organisation, ())))
+    shared.append((GATEWAY, snapshot.gateway_limits))
+    for scope, specs in shared:
+        limits += [one for spec in specs if _counter(one := bound(spec, scope, zone)) not in known]
+    return msgspec.structs.replace(principal, org_id=organisation, limits=tuple(limits))
+
+
+def _counter(spec: LimitSpec) -> tuple[object, ...]:
+    return spec.scope, spec.unit, spec.window_ms, spec.period, spec.model, spec.shadow
 
 
 def _minted(record: KeyRecord, snapshot: Snapshot) -> Principal:
-    own = record.limit_specs() or tuple(_scoped(spec, f"key:{record.id}") for spec in snapshot.key_limits)
+    own = record.limit_specs() or tuple(bound(spec, f"key:{record.id}", "") for spec in snapshot.key_limits)
     principal = Principal(
         key_id=record.id,
         team_id=record.team,
@@ -281,8 +298,4 @@ def _minted(record: KeyRecord, snapshot: Snapshot) -> Principal:
         limits=own,
         expires_us=record.expires_us,
     )
-    return with_team_limits(principal, snapshot)
-
-
-def _scoped(spec: LimitSpec, scope: str) -> LimitSpec:
-    return msgspec.structs.replace(spec, scope=scope)
+    return with_shared_limits(principal, snapshot)

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from backends.core.errors import GatewayError
 from gateway.auth.keys import RANDOM_BYTES, MintedKey, mint, stored_hash
-from gateway.domain.principal import LimitSpec, Unit
+from gateway.domain.principal import LimitSpec, OnInsufficient, OnOutage, Period, Unit
 
 METADATA = sa.MetaData()
 KEYS = sa.Table(
@@ -68,11 +68,21 @@ class UnknownKey(LookupError):
 
 
 class KeyLimit(msgspec.Struct, frozen=True):
-    """A limit of a key's own; `window_ms` 0 for `slots`."""
+    """A limit as it is stored, without its owner: the fields of `LimitSpec`. Stored as JSON, so fields may be added."""
 
     unit: Unit
     limit: int
     window_ms: int = 0
+    on_outage: OnOutage | None = None
+    period: Period | None = None
+    zone: str = ""
+    model: str = ""
+    shadow: bool = False
+    on_insufficient: OnInsufficient | None = None
+
+    def spec(self, scope: str) -> LimitSpec:
+        """This limit as that of an owner (`key:<id>`)."""
+        return LimitSpec(scope, *msgspec.structs.astuple(self))
 
 
 class NewKey(msgspec.Struct, frozen=True):
@@ -141,7 +151,7 @@ class KeyRecord(msgspec.Struct, frozen=True):
 
     def limit_specs(self) -> tuple[LimitSpec, ...]:
         """The key's own limits, under its own scope."""
-        return tuple(LimitSpec(f"key:{self.id}", each.unit, each.limit, each.window_ms) for each in self.limits)
+        return tuple(each.spec(f"key:{self.id}") for each in self.limits)
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from backends import registry
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.request import Sampling
+from gateway.config.compiled_limits import ANY_KEY, ANY_USER, GATEWAY, compile_limits
 from gateway.config.dynamic import (
     DefaultsEntry,
     DeploymentEntry,
@@ -22,16 +23,16 @@ from gateway.config.dynamic import (
     Limit,
     ModelEntry,
     PriceEntry,
+    TeamEntry,
 )
 from gateway.config.problems import KeyPath
 from gateway.config.secrets import BadReference, resolve_reference
 from gateway.config.snapshot import EngineSpec, Snapshot, Team
 from gateway.config.validation import suggestion
 from gateway.domain.money import PICO_PER_USD_PER_MILLION
-from gateway.domain.principal import LimitSpec, Principal, Unit
+from gateway.domain.principal import LimitSpec, Principal
 from gateway.domain.route import Deployment, Price, Route, Timeouts
 
-_WINDOW_MS = {"second": 1000, "minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
 #: Every name that `capabilities` may add or take away: what `backends.core.capabilities.asked` can ask.
 CAPABILITY_NAMES = (
     OPENAI_SAMPLING
@@ -40,8 +41,6 @@ CAPABILITY_NAMES = (
     | {"grammar", "response_format.json_object", "response_format.json_schema", "reasoning_effort", "logprobs", "suffix"}
     | {"image_url"}
 )
-#: Scope of the default limits: whoever knows the key's id puts `key:<id>` in its place.
-ANY_KEY = "key"
 
 
 class Compiler:
@@ -54,7 +53,7 @@ class Compiler:
 
     def compile(self, version: str) -> Snapshot:
         """The snapshot. It is meaningless when anything was reported."""
-        dynamic = self._dynamic
+        dynamic, zone = self._dynamic, self._dynamic.gateway.timezone
         deployments = {name: self._deployment(name, entry) for name, entry in dynamic.deployments.items()}
         models = self._models(deployments)
         self._unused(deployments)
@@ -63,17 +62,45 @@ class Compiler:
             models=models,
             deployments=deployments,
             engines={name: self._engine(name, entry) for name, entry in dynamic.engines.items()},
-            teams={
-                name: Team(
-                    name,
-                    self._allowed(entry.models, ("teams", name, "models"), models),
-                    compile_limits(entry.limits, f"team:{name}"),
-                )
-                for name, entry in dynamic.teams.items()
-            },
+            teams={name: self._team(name, entry, models) for name, entry in dynamic.teams.items()},
             declared_keys=self._declared(models),
-            key_limits=compile_limits(dynamic.keys.default.limits, ANY_KEY),
+            key_limits=self._limits(dynamic.keys.default.limits, ANY_KEY, ("keys", "default")),
+            user_limits=self._limits(dynamic.users.default.limits, ANY_USER, ("users", "default"), zone),
+            users={
+                name: self._limits(entry.limits, f"user:{name}", ("users", "named", name), zone)
+                for name, entry in dynamic.users.named.items()
+            },
+            organisations={
+                name: self._limits(entry.limits, f"organisation:{name}", ("organisations", name), entry.timezone or zone)
+                for name, entry in dynamic.organisations.items()
+            },
+            gateway_limits=self._limits(dynamic.gateway.limits, GATEWAY, ("gateway",), zone),
+            zone=zone,
         )
+
+    def _team(self, name: str, entry: TeamEntry, models: Mapping[str, Route]) -> Team:
+        path: KeyPath = ("teams", name)
+        organisation = None
+        if entry.organisation is not None:
+            self._one_of((*path, "organisation"), entry.organisation, self._dynamic.organisations, "entry of organisations")
+            organisation = self._dynamic.organisations.get(entry.organisation)
+        zone = entry.timezone or (organisation.timezone if organisation else None) or self._dynamic.gateway.timezone
+        return Team(
+            name,
+            self._allowed(entry.models, (*path, "models"), models),
+            self._limits(entry.limits, f"team:{name}", path, zone),
+            entry.organisation or "",
+            zone,
+        )
+
+    def _limits(self, limits: Iterable[Limit], scope: str, path: KeyPath, zone: str = "") -> tuple[LimitSpec, ...]:
+        """The limits of one owner; a limit of one model names it by its public name, not by an alias."""
+        compiled = compile_limits(limits, scope, zone)
+        for number, spec in enumerate(compiled):
+            if spec.model:
+                where = (*path, "limits", number, "model")
+                self._one_of(where, spec.model, self._dynamic.models, "model")
+        return compiled
 
     def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
         path: KeyPath = ("engines", name)
@@ -206,6 +233,10 @@ class Compiler:
         if stated and entry.context and entry.default_output_tokens > entry.context:
             mend = "make it smaller than the context, so that a prompt fits beside it"
             self._report((*path, "default_output_tokens"), f"it is above the context of {entry.context} tokens", mend)
+        for number, limit in enumerate(entry.limits):
+            if limit.model is not None:
+                where = (*path, "limits", number, "model")
+                self._report(where, "a model's limit is of that model anyway", "remove it, or move the limit to a key or team")
         self._defaults(path, entry, [deployments[one] for one in sorted(seen) if one in deployments])
         return Route(
             name=name,
@@ -216,6 +247,7 @@ class Compiler:
             default_output_tokens=entry.default_output_tokens,
             defaults=_sampling(entry.defaults),
             owned_by=entry.owned_by,
+            limits=self._limits(entry.limits, f"model:{name}", path, self._dynamic.gateway.timezone),
         )
 
     def _defaults(self, path: KeyPath, entry: ModelEntry, deployments: Iterable[Deployment]) -> None:
@@ -263,11 +295,14 @@ class Compiler:
                 self._one_of((*path, "team"), entry.team, self._dynamic.teams, "entry of teams")
             names.add(entry.name)
             own = self._dynamic.keys.default.limits if entry.limits is None else entry.limits
+            team = self._dynamic.teams.get(entry.team or "")
             keys[digest] = Principal(
                 key_id=entry.name,
                 team_id=entry.team or "",
                 models=self._allowed(entry.models, (*path, "models"), models),
-                limits=compile_limits(own, f"key:{entry.name}"),
+                org_id=(team.organisation or "") if team is not None else "",
+                user=entry.user or "",
+                limits=self._limits(own, f"key:{entry.name}", path if entry.limits is not None else ("keys", "default")),
                 expires_us=None if entry.expires is None else _micros(entry.expires),
             )
         return keys
@@ -285,21 +320,6 @@ class Compiler:
         if name not in known:
             mend = suggestion(name, sorted(known)) or f"known are: {_listed(known)}"
             self._report(path, f"there is no {what} named {name[:128]!r}", mend)
-
-
-def compile_limits(limits: Iterable[Limit], scope: str) -> tuple[LimitSpec, ...]:
-    """Limits of the file as the limiter reads them. `scope` names the counters' owner: `team:<name>`, `key:<id>`."""
-    return tuple(_limit(one, scope) for one in limits)
-
-
-def _limit(limit: Limit, scope: str) -> LimitSpec:
-    if limit.concurrent is not None:
-        return LimitSpec(scope, "slots", limit.concurrent, 0, limit.on_outage)
-    unit: Unit = "requests" if limit.requests is not None else "tokens"
-    amount = limit.requests if limit.requests is not None else limit.tokens
-    if amount is None or limit.per is None:
-        raise ValueError("a validated limit has an amount and a period")
-    return LimitSpec(scope, unit, amount, _WINDOW_MS[limit.per], limit.on_outage)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import zoneinfo
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 MAX_LIMIT = 2**53
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,31}")
+_NO_ZONE = "there is no such time zone; write an IANA name such as Europe/Berlin or UTC"
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -48,6 +50,16 @@ def _instant(value: object) -> object:
     return value
 
 
+def _zone(text: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(text)
+    except (OSError, ValueError):  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError(_NO_ZONE) from None
+    except KeyError:
+        raise ValueError(_NO_ZONE) from None
+    return text
+
+
 def _with_zone(instant: datetime.datetime) -> datetime.datetime:
     """Quoted text comes here as pydantic parsed it; without a zone it is UTC too."""
     return instant if instant.tzinfo else instant.replace(tzinfo=datetime.UTC)
@@ -57,6 +69,7 @@ Name = Annotated[str, AfterValidator(_name)]
 EngineName = Annotated[str, AfterValidator(_engine_name)]
 Hash = Annotated[str, AfterValidator(_hash)]
 Instant = Annotated[datetime.datetime, BeforeValidator(_instant), AfterValidator(_with_zone)]
+Zone = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_zone)]
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, max_digits=13, decimal_places=6)]
 
 
@@ -67,37 +80,44 @@ class Entry(BaseModel):
 
 
 class Limit(Entry):
-    """One limit: exactly one of `requests`, `tokens` (each with `per`) and `concurrent`."""
+    """One limit: exactly one of `requests`, `input_tokens`, `output_tokens`, `tokens`, `usd` (with `per`) and `concurrent`."""
 
-    requests: int | None = Field(
-        default=None, ge=1, le=MAX_LIMIT, description="requests admitted in any rolling window of `per`"
-    )
+    requests: int | None = Field(default=None, ge=1, le=MAX_LIMIT, description="requests admitted in `per`")
+    input_tokens: int | None = Field(default=None, ge=1, le=MAX_LIMIT, description="prompt tokens admitted in `per`")
+    output_tokens: int | None = Field(default=None, ge=1, le=MAX_LIMIT, description="generated tokens admitted in `per`")
     tokens: int | None = Field(
-        default=None, ge=1, le=MAX_LIMIT, description="input and output tokens admitted in any rolling window of `per`"
+        default=None, ge=1, le=MAX_LIMIT, description="prompt and generated tokens together, admitted in `per`"
+    )
+    usd: Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=13, decimal_places=6)] | None = Field(
+        default=None, description="USD that the requests admitted in `per` may cost, by the deployments' prices"
     )
     concurrent: int | None = Field(default=None, ge=1, le=1_000_000, description="requests in progress at once; has no `per`")
-    per: Literal["second", "minute", "hour", "day"] | None = Field(default=None, description="length of the rolling window")
+    per: Literal["second", "minute", "hour", "day", "calendar_day", "month"] | None = Field(
+        default=None,
+        description="second, minute, hour and day: any rolling window of that length; calendar_day and month: from midnight in"
+        " the owner's time zone",
+    )
+    model: Name | None = Field(default=None, description="only requests for this model count (default: all models together)")
+    shadow: bool = Field(default=False, description="count and report only, refuse nothing")
     on_outage: Literal["deny", "allow"] | None = Field(
         default=None, description="what it does while Redis does not answer (default: redis.on_outage)"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_yet(cls, value: object) -> object:
-        if isinstance(value, dict):
-            if "usd" in value:
-                raise ValueError("limits in USD are not supported yet; limit requests, tokens or concurrent")
-            if value.get("per") in ("month", "year", "calendar_day"):
-                raise ValueError("calendar periods are not supported yet; use second, minute, hour or day")
-        return value
+    on_insufficient: Literal["reject", "clamp"] | None = Field(
+        default=None,
+        description="an output cap that the client stated and this limit does not leave: a 429, or a lower cap, told in the"
+        " header x-switchyard-output-cap (default: reject)",
+    )
 
     @model_validator(mode="after")
     def _one_unit(self) -> Limit:
-        stated = [name for name in ("requests", "tokens", "concurrent") if getattr(self, name) is not None]
+        units = ("requests", "input_tokens", "output_tokens", "tokens", "usd", "concurrent")
+        stated = [name for name in units if getattr(self, name) is not None]
         if len(stated) != 1:
-            raise ValueError("a limit has exactly one of requests, tokens and concurrent; write one list entry for each")
+            raise ValueError(f"a limit has exactly one of {', '.join(units)}; write one list entry for each")
         if (stated[0] == "concurrent") != (self.per is None):
-            raise ValueError("requests and tokens need `per`; concurrent has none")
+            raise ValueError("every limit but concurrent needs `per`; concurrent has none")
+        if self.on_insufficient is not None and stated[0] not in ("output_tokens", "tokens", "usd"):
+            raise ValueError("on_insufficient has a meaning for output_tokens, tokens and usd only")
         return self
 
 
@@ -229,13 +249,52 @@ class ModelEntry(Entry):
     )
     defaults: DefaultsEntry = Field(default_factory=DefaultsEntry, description="sampling where the request states none")
     owned_by: str = Field(default="switchyard", min_length=1, max_length=128, description="shown by GET /v1/models")
+    limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="of the model, whoever asks for it")
+
+
+class GatewayEntry(Entry):
+    """The whole gateway: what holds for all requests together."""
+
+    timezone: Zone = Field(default="UTC", description="IANA name; where calendar periods begin at midnight unless a team says")
+    limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="shared by everybody")
+
+
+class OrganisationEntry(Entry):
+    """An organisation: its teams share these limits."""
+
+    timezone: Zone | None = Field(default=None, description="of its calendar limits and its teams' (default: gateway.timezone)")
+    limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="shared by all its teams")
 
 
 class TeamEntry(Entry):
     """A team: its keys share these limits."""
 
+    organisation: Name | None = Field(default=None, description="name of an organisation")
+    timezone: Zone | None = Field(
+        default=None, description="of its calendar limits and its keys' (default: the organisation's or gateway.timezone)"
+    )
+
     models: tuple[Name, ...] | None = Field(default=None, description="models its keys may use (default: all)")
     limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="shared by all keys of the team")
+
+
+class UserDefaults(Entry):
+    """What holds for users whom `users.named` does not name."""
+
+    limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="limits of each such user, over all keys")
+
+
+class UserEntry(Entry):
+    """A user: all keys that name it share these limits."""
+
+    limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="its limits (instead of users.default.limits)")
+
+
+class Users(Entry):
+    """Users: limits over all keys of a person. Their calendar periods begin at midnight in gateway.timezone."""
+
+    default: UserDefaults = Field(default_factory=UserDefaults, description="for users that are not named")
+    named: dict[Name, UserEntry] = Field(default_factory=dict, description="users by the name that their keys carry")
 
 
 class KeyDefaults(Entry):
@@ -252,6 +311,7 @@ class DeclaredKey(Entry):
         description="sha256: and the SHA-256 of the key in hexadecimal; the key needs 20 random characters or more"
     )
     team: Name | None = Field(default=None, description="name of a team")
+    user: Name | None = Field(default=None, description="the user whose key it is")
     models: tuple[Name, ...] | None = Field(default=None, description="models it may use (default: all that its team may)")
     limits: tuple[Limit, ...] | None = Field(
         default=None, max_length=32, description="its own limits (default: keys.default.limits)"
@@ -274,5 +334,8 @@ class Dynamic(Entry):
     engines: dict[EngineName, EngineEntry] = Field(default_factory=dict, description="local engines by name")
     deployments: dict[Name, DeploymentEntry] = Field(default_factory=dict, description="places that serve models, by name")
     models: dict[Name, ModelEntry] = Field(default_factory=dict, description="models by the name that clients use")
+    gateway: GatewayEntry = Field(default_factory=GatewayEntry, description="the whole gateway")
+    organisations: dict[Name, OrganisationEntry] = Field(default_factory=dict, description="organisations by name")
     teams: dict[Name, TeamEntry] = Field(default_factory=dict, description="teams by name")
+    users: Users = Field(default_factory=Users, description="limits of users")
     keys: Keys = Field(default_factory=Keys, description="API keys")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from gateway.config.dynamic import Dynamic
+from gateway.config.dynamic import Dynamic, Limit
 from gateway.config.static import ENV_PREFIX, Static
 
 _HEAD = """# Configuration
@@ -35,6 +35,11 @@ of your choice, `[]` a list's entry.
 """
 
 
+_ABOUT_LIMITS = """One entry of every `limits` list above. What limits promise is in [limits.md](limits.md).
+
+"""
+
+
 class Key(NamedTuple):
     """One key as the reference shows it. `path` has `<name>` for chosen names and `[]` for list entries."""
 
@@ -49,9 +54,10 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         inner = _inner_model(field.annotation)
-        if inner is None:
+        if inner is None or inner[1] is Limit:
             meaning, default = _meaning(field)
-            yield Key(path, kind_text(field.annotation), default, meaning)
+            kind = kind_text(field.annotation) if inner is None else "list of [limits](#a-limit)"
+            yield Key(path, kind, default, meaning)
         else:
             suffix, below = inner
             yield from keys(below, f"{path}{suffix}.")
@@ -84,6 +90,7 @@ def page() -> str:
         suffix, model = inner
         about = (model.__doc__ or "").strip().splitlines()[0]
         parts += [f"\n## Dynamic: {name}\n\n{about}\n\n", _table(keys(model, f"{name}{suffix}."), environment=False)]
+    parts += ["\n## A limit\n\n", _ABOUT_LIMITS, _table(keys(Limit), environment=False)]
     return "".join(parts)
 
 

@@ -34,15 +34,21 @@ class EngineSpec(msgspec.Struct, frozen=True):
 
 
 class Team(msgspec.Struct, frozen=True):
-    """A team of the configuration file."""
+    """A team of the configuration file. `zone` (IANA) is that of its keys' calendar limits; "" = the gateway's."""
 
     name: str
     models: frozenset[str] | None = None
     limits: tuple[LimitSpec, ...] = ()
+    organisation: str = ""
+    zone: str = ""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Everything dynamic. `models` includes aliases. `declared_keys` maps a key's hash (hex) to its principal."""
+    """Everything dynamic. `models` includes aliases. `declared_keys` maps a key's hash (hex) to its principal.
+
+    `key_limits` are of each key without limits of its own, `user_limits` of each user whom `users` does not name.
+    `zone` (IANA) is that of calendar limits whose owner has none.
+    """
 
     version: str
     models: dict[str, Route]
@@ -51,6 +57,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     teams: dict[str, Team] = {}
     declared_keys: dict[str, Principal] = {}
     key_limits: tuple[LimitSpec, ...] = ()
+    user_limits: tuple[LimitSpec, ...] = ()
+    users: dict[str, tuple[LimitSpec, ...]] = {}
+    organisations: dict[str, tuple[LimitSpec, ...]] = {}
+    gateway_limits: tuple[LimitSpec, ...] = ()
+    zone: str = "UTC"
 
     def resolve(self, model: str, principal: Principal) -> Route:
         """The route of a model name.

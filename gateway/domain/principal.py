@@ -6,21 +6,36 @@ from typing import Literal
 
 import msgspec
 
-Unit = Literal["requests", "tokens", "nusd", "slots"]
+#: What a limit counts. `tokens` are input and output together, `nusd` is money, `slots` are concurrent requests.
+Unit = Literal["requests", "input_tokens", "output_tokens", "tokens", "nusd", "slots"]
+#: A calendar period, in a time zone.
+Period = Literal["day", "month"]
+OnOutage = Literal["deny", "allow"]
+OnInsufficient = Literal["reject", "clamp"]
 
 
 class LimitSpec(msgspec.Struct, frozen=True):
     """One configured limit, before it meets a request.
 
-    `scope` names whose counter it is (`key:<id>`, `team:<id>` …) and is part of the stored counter's name.
-    `window_ms` is the length of a rolling window; 0 for `slots` (concurrent requests).
+    `scope` names whose counter it is (`key:<id>`, `user:<name>`, `team:<name>`, `organisation:<name>`,
+    `model:<name>`, `gateway`) and is part of the stored counter's name; with `model` (a route's public name) only that
+    model's requests count, in a counter of their own.
+    `window_ms` is the length of a rolling window; 0 for `slots` (concurrent requests) and for a calendar `period`,
+    which begins at midnight in `zone` (an IANA name; "" = whoever binds the limit to its owner says which).
+    `shadow`: counts and signals, never refuses. `on_insufficient`: what happens to an output cap that the client stated
+    when this limit leaves less (None = reject).
     """
 
     scope: str
     unit: Unit
     limit: int
     window_ms: int = 0
-    on_outage: Literal["deny", "allow"] | None = None
+    on_outage: OnOutage | None = None
+    period: Period | None = None
+    zone: str = ""
+    model: str = ""
+    shadow: bool = False
+    on_insufficient: OnInsufficient | None = None
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from backends.core.capabilities import Capabilities, ParamsRule
 from backends.core.request import Sampling
+from gateway.domain.principal import LimitSpec
 
 Policy = Literal["weighted", "round_robin", "least_busy"]
 
@@ -61,7 +62,7 @@ class Deployment(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """What a model name resolves to. Tiers are tried in order; inside a tier the policy chooses.
 
-    `context` 0 = unknown. `weights` by deployment id (1 where absent).
+    `context` 0 = unknown. `weights` by deployment id (1 where absent). `limits` hold for the model, whoever asks.
     """
 
     name: str
@@ -73,3 +74,4 @@ class Route(msgspec.Struct, frozen=True):
     defaults: Sampling = Sampling()
     created_s: int = 0
     owned_by: str = "switchyard"
+    limits: tuple[LimitSpec, ...] = ()

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from backends.core.usage import UsageSource
+from gateway.domain.principal import OnOutage, Unit
 
 Outcome = Literal["ok", "client_error", "upstream_error", "gateway_error", "refused", "cancelled", "drained", "abandoned"]
 Kind = Literal["rate", "quota", "lease"]
@@ -16,16 +17,21 @@ class Rule(msgspec.Struct, frozen=True):
     """One limit as the store checks it for one request. `cost` is the amount reserved, in `unit`.
 
     `name` is the counter's stored name without prefix, e.g. `key:3f2a:tokens:60000`.
-    `output_cost`: the part of `cost` that settlement replaces is computed by the caller; see `Settlement.actual`.
+    `limit` 2^53 = refuses nothing. `shadow`: a limit that is only compared and reported, None = none.
+    `ends_us`: the end of a quota's period, µs UTC, and `window_ms` what is left of it. `clamps`: a stated output cap may
+    be lowered to what this rule leaves.
     """
 
     name: str
     kind: Kind
-    unit: Literal["requests", "tokens", "nusd", "slots"]
+    unit: Unit
     limit: int
     window_ms: int
     cost: int
-    on_outage: Literal["deny", "allow"] = "deny"
+    on_outage: OnOutage = "deny"
+    shadow: int | None = None
+    ends_us: int = 0
+    clamps: bool = False
 
 
 class RuleState(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, Se
 from gateway.limits.outbox import Outbox, StoredCharges, pack_charges, unpack_charges
 from gateway.limits.reference import Counters, Refused, check_rules
 from gateway.limits.refusal import refusal, unavailable
+from gateway.limits.store import check_periods
 
 _RETRY_MS = 1000
 
@@ -42,10 +43,15 @@ class EmbeddedStore:
             for charge in unpack_charges(charges):
                 self._counters.record(charge.name, charge.kind, charge.window_ms, charge.amount, admitted_us, now_us)
 
+    def now_us(self) -> int:
+        """See `LimitStore.now_us`."""
+        return self._clock()
+
     async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
         """See `LimitStore.admit`; unavailable here means that the outbox cannot store."""
         check_rules(rules)
         now_us = self._clock()
+        check_periods(rules, now_us)
         verdict = self._counters.admit(id, rules, lease_ms, now_us)
         if isinstance(verdict, Refused):
             raise refusal(rules, verdict.index, verdict.retry_after_ms, verdict.states)

@@ -22,6 +22,7 @@ from gateway.limits.reference import check_rules
 from gateway.limits.refusal import refusal, unavailable
 from gateway.limits.scripts import Script, Scripts, compose
 from gateway.limits.spool import Spool
+from gateway.limits.store import PeriodOver, check_periods
 from gateway.limits.wire import ReplyError
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,10 @@ class RedisStore:
         """How many reservations this worker holds."""
         return len(self._open)
 
+    def now_us(self) -> int:
+        """See `LimitStore.now_us`: the server's clock, or before the first contact this machine's."""
+        return self.link.server_us(asyncio.get_running_loop().time()) if self.link.known_offset else self._wall_us()
+
     async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
         """See `LimitStore.admit`; answers within the timeout whatever Redis does."""
         check_rules(rules)
@@ -192,6 +197,12 @@ class RedisStore:
             self._give_up(command)
             raise
         self.config_version = answer.config
+        try:
+            check_periods(ours, answer.now_us)
+        except PeriodOver:
+            if answer.code:
+                self.forget(id, ours, answer.epoch, answer.now_us)
+            raise
         if not answer.code:
             raise refusal(ours, answer.index, answer.retry_after_ms, answer.states)
         self._open[id] = _Live(ours, answer.epoch, answer.now_us, lease_ms)
@@ -257,7 +268,7 @@ class RedisStore:
         if any(rule.on_outage == "deny" for rule in rules):
             raise unavailable(_RETRY_MS, reason)
         self.degraded += 1
-        now_us = self.link.server_us(asyncio.get_running_loop().time()) if self.link.known_offset else self._wall_us()
+        now_us = self.now_us()
         self._open[id] = _Live(rules, 0, now_us, lease_ms)
         return Reservation(id, now_us, rules, degraded=True)
 

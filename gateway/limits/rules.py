@@ -1,46 +1,90 @@
 """From configured limits and one request's demand to the rules that the store checks: pure, deterministic.
 
-A rule's name is its counter: `<scope>:<unit>:<window_ms>`, or `<scope>:slots`. The limit is not part of it, so a
-changed limit goes on with what was used already.
+A rule's name is its counter: `<scope>:<unit>:<window_ms>`, `<scope>:<unit>:<period>` (`2026-11-21`, `2026-11`) or
+`<scope>:slots`; that of one model begins with `@<model> `. The limit is not part of it, so a changed limit goes on with
+what was used already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from backends.core.errors import BadRequest
-from gateway.domain.principal import LimitSpec
-from gateway.domain.settlement import Kind, Rule
+from gateway.domain.principal import LimitSpec, OnOutage, Unit
+from gateway.domain.route import Price
+from gateway.domain.settlement import Kind, Rule, RuleState
+from gateway.limits.periods import period_of
 
-#: Lua numbers are doubles: above this, integers are no longer exact.
+#: Lua numbers are doubles: above this, integers are no longer exact. As a rule's limit: none.
 MAX_AMOUNT = 2**53
 #: 400 days; longer rolling windows would outlive the ledger that restores them.
 MAX_WINDOW_MS = 400 * 86_400_000
 #: An output cap that we choose ourselves is never below this.
 LEAST_OUTPUT_TOKENS = 16
+#: Units of which an answer uses the more, the longer it is.
+GROWING: frozenset[Unit] = frozenset({"output_tokens", "tokens", "nusd"})
+_PICO_PER_NANO = 1000
 
 
 class Demand(msgspec.Struct, frozen=True):
     """What one request asks of the limits.
 
     `output_cap` is tokens per choice, the cap that the backend is told; 0 for work without output. `stated`: the
-    client named that cap. `nusd` is the highest price it can come to. `input_param` is the client's name of the prompt.
+    client named that cap. `price` is the highest that it can be billed by. `input_param` is the client's name of the
+    prompt.
     """
 
     input_tokens: int
     output_cap: int = 0
     choices: int = 1
     stated: bool = False
-    nusd: int = 0
+    price: Price = Price()
     input_param: str = "messages"
+
+    @property
+    def output_tokens(self) -> int:
+        """The output cap of every choice."""
+        return self.output_cap * self.choices
 
     @property
     def tokens(self) -> int:
         """The upper bound of what may be used: input plus the output cap of every choice."""
-        return self.input_tokens + self.output_cap * self.choices
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def nusd(self) -> int:
+        """The upper bound of the cost, nano-USD."""
+        pico = self.input_tokens * self.price.input + self.output_tokens * self.price.output
+        return -(-pico // _PICO_PER_NANO)
+
+    def of(self, unit: Unit) -> int:
+        """The amount in a unit."""
+        if unit in ("requests", "slots"):
+            return 1
+        amount: int = getattr(self, unit)
+        return amount
+
+    def largest_cap(self, unit: Unit, left: int) -> int:
+        """The output cap per choice at which this demand is no more than `left` of a unit; may be negative.
+
+        The unit is one that grows with the output.
+        """
+        choices = max(1, self.choices)
+        if unit == "output_tokens":
+            return left // choices
+        if unit == "tokens":
+            return (left - self.input_tokens) // choices
+        pico = left * _PICO_PER_NANO - self.input_tokens * self.price.input
+        return pico // (self.price.output * choices) if self.price.output else MAX_AMOUNT if pico >= 0 else -1
+
+
+def ceiling(prices: Iterable[Price]) -> Price:
+    """The highest price that any of a route's deployments can bill by; a cached prompt is no discount to rely on."""
+    listed = list(prices)
+    highest = max([max(price.input, price.cached_input) for price in listed], default=0)
+    return Price(highest, highest, max([price.output for price in listed], default=0))
 
 
 def checked(spec: LimitSpec) -> LimitSpec:
@@ -51,36 +95,60 @@ def checked(spec: LimitSpec) -> LimitSpec:
     """
     if not 0 <= spec.limit <= MAX_AMOUNT:
         raise ValueError(f"limit {spec.limit} of {spec.scope!r} must be between 0 and 2^53")
-    if spec.unit == "slots":
-        if spec.window_ms:
-            raise ValueError(f"concurrent requests of {spec.scope!r} have no window")
+    if spec.unit == "slots" or spec.period is not None:
+        if spec.window_ms or (spec.unit == "slots" and spec.period is not None):
+            raise ValueError(f"concurrent requests and calendar periods of {spec.scope!r} have no window")
     elif not 1000 <= spec.window_ms <= MAX_WINDOW_MS:
         raise ValueError(f"window of {spec.scope!r} must be between one second and 400 days")
     return spec
 
 
-def rule_name(spec: LimitSpec) -> str:
-    """The stored name of a limit's counter."""
-    return f"{spec.scope}:slots" if spec.unit == "slots" else f"{spec.scope}:{spec.unit}:{spec.window_ms}"
+def applying(limits: Sequence[LimitSpec], model: str) -> Sequence[LimitSpec]:
+    """The limits that count a request for this model."""
+    for spec in limits:
+        if spec.model and spec.model != model:
+            return [one for one in limits if not one.model or one.model == model]
+    return limits
 
 
-def largest_output(limits: Iterable[LimitSpec], demand: Demand) -> int | None:
-    """The output tokens per choice that the whole token limits leave beside the input; None = no token limit.
+def bounds_output(limits: Iterable[LimitSpec]) -> bool:
+    """Whether some limit needs to know beforehand how long the answer may be."""
+    return any(spec.unit in GROWING and not spec.shadow for spec in limits)
 
-    For a cap that the client did not state. Never below `LEAST_OUTPUT_TOKENS`: `rules_for` refuses what does not fit.
+
+def largest_output(limits: Iterable[LimitSpec], demand: Demand, *, only_clamping: bool = False) -> int | None:
+    """The output tokens per choice that the whole limits leave beside the input; None = none of them bounds it.
+
+    Never below `LEAST_OUTPUT_TOKENS`: `rules_for` refuses what does not fit. `only_clamping`: of the limits that may
+    lower a cap that the client stated.
     """
-    whole = [spec.limit for spec in limits if spec.unit == "tokens"]
-    if not whole:
-        return None
-    return max(LEAST_OUTPUT_TOKENS, (min(whole) - demand.input_tokens) // max(1, demand.choices))
+    whole = [
+        demand.largest_cap(spec.unit, spec.limit)
+        for spec in limits
+        if spec.unit in GROWING and not spec.shadow and (spec.on_insufficient == "clamp" or not only_clamping)
+    ]
+    return max(LEAST_OUTPUT_TOKENS, min(whole)) if whole else None
 
 
-def rules_for(limits: Iterable[LimitSpec], demand: Demand, *, on_outage: Literal["deny", "allow"] = "deny") -> tuple[Rule, ...]:
+def output_left(states: Iterable[RuleState], demand: Demand, *, only_clamping: bool = False) -> int:
+    """The output tokens per choice that the rules leave now, by what a refusal told of them; may be negative."""
+    return min(
+        (
+            demand.largest_cap(state.rule.unit, state.remaining)
+            for state in states
+            if state.rule.unit in GROWING and (state.rule.clamps or not only_clamping)
+        ),
+        default=-1,
+    )
+
+
+def rules_for(limits: Iterable[LimitSpec], demand: Demand, now_us: int, *, on_outage: OnOutage = "deny") -> tuple[Rule, ...]:
     """The rules of one request, one per counter; where two limits share a counter the tighter one counts.
 
     Args:
-        limits: the principal's, own and shared.
+        limits: the principal's and the model's, own and shared.
         demand: this request's amounts.
+        now_us: the store's clock, µs UTC: it decides the calendar periods.
         on_outage: for limits that do not say it themselves.
 
     Raises:
@@ -88,24 +156,63 @@ def rules_for(limits: Iterable[LimitSpec], demand: Demand, *, on_outage: Literal
         ValueError: a limit that `checked` refuses.
     """
     rules: dict[str, Rule] = {}
-    amounts = {"requests": 1, "tokens": demand.tokens, "nusd": demand.nusd, "slots": 1}
     for spec in limits:
         checked(spec)
-        cost = amounts[spec.unit]
-        if cost > spec.limit and spec.unit in ("tokens", "nusd"):
+        cost = demand.of(spec.unit)
+        if not spec.shadow and cost > spec.limit and spec.unit not in ("requests", "slots"):
             raise _never(spec, demand, cost)
-        kind: Kind = "lease" if spec.unit == "slots" else "rate"
-        name = rule_name(spec)
-        rule = Rule(name, kind, spec.unit, spec.limit, spec.window_ms, cost, spec.on_outage or on_outage)
-        known = rules.get(name)
-        if known is None or rule.limit < known.limit:
-            rules[name] = rule
+        rule = _rule(spec, cost, now_us, on_outage)
+        known = rules.get(rule.name)
+        rules[rule.name] = rule if known is None else _tighter(known, rule)
     return tuple(rules.values())
 
 
+def _rule(spec: LimitSpec, cost: int, now_us: int, on_outage: OnOutage) -> Rule:
+    scope = f"@{spec.model} {spec.scope}" if spec.model else spec.scope
+    kind: Kind = "rate"
+    window_ms, ends_us = spec.window_ms, 0
+    if spec.unit == "slots":
+        kind, name = "lease", f"{scope}:slots"
+    elif spec.period is None:
+        name = f"{scope}:{spec.unit}:{window_ms}"
+    else:
+        kind = "quota"
+        period, ends_us = period_of(spec.period, spec.zone, now_us)
+        name, window_ms = f"{scope}:{spec.unit}:{period}", -(-(ends_us - now_us) // 1000)
+    if spec.shadow:
+        limit, shadow, outage = MAX_AMOUNT, spec.limit, "allow"
+    else:
+        limit, shadow, outage = spec.limit, None, spec.on_outage or on_outage
+    return Rule(
+        name,
+        kind,
+        spec.unit,
+        limit,
+        window_ms,
+        cost,
+        "allow" if outage == "allow" else "deny",
+        shadow=shadow,
+        ends_us=ends_us,
+        clamps=spec.on_insufficient == "clamp",
+    )
+
+
+def _tighter(one: Rule, other: Rule) -> Rule:
+    """Two limits of one counter as one rule: the lower enforced limit, and the lower shadow limit beside it."""
+    tight, loose = (other, one) if other.limit < one.limit else (one, other)
+    shadows = [rule.shadow for rule in (one, other) if rule.shadow is not None]
+    enforced = [rule for rule in (one, other) if rule.limit < MAX_AMOUNT]
+    return msgspec.structs.replace(
+        tight,
+        shadow=min(shadows) if shadows else None,
+        on_outage="deny" if any(rule.on_outage == "deny" for rule in enforced) else tight.on_outage,
+        clamps=tight.clamps and (loose.clamps or loose.limit == MAX_AMOUNT),
+    )
+
+
 def _never(spec: LimitSpec, demand: Demand, cost: int) -> BadRequest:
-    what = "tokens" if spec.unit == "tokens" else "nano-USD"
-    if demand.stated or spec.unit == "nusd":
+    what = {"nusd": "nano-USD", "input_tokens": "input tokens", "output_tokens": "output tokens"}.get(spec.unit, "tokens")
+    if spec.unit in GROWING and (demand.stated or demand.largest_cap(spec.unit, spec.limit) >= LEAST_OUTPUT_TOKENS):
         param, mend = "max_tokens", "lower max_tokens"
     else:
         param, mend = demand.input_param, "shorten the input"

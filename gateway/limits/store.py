@@ -39,6 +39,21 @@ class LimitsUnavailable(GatewayError):
     default_code = "limits_unavailable"
 
 
+class PeriodOver(Exception):
+    """A quota's period ended between the making of the rules and the store's instant: make them again. Nothing is charged."""
+
+
+def check_periods(rules: Sequence[Rule], now_us: int) -> None:
+    """Refuse quotas whose period is over at the store's instant.
+
+    Raises:
+        PeriodOver: there is one.
+    """
+    for rule in rules:
+        if rule.kind == "quota" and 0 < rule.ends_us <= now_us:
+            raise PeriodOver(rule.name)
+
+
 class LimitStore(Protocol):
     """Admission and settlement. One implementation in this process, one in Redis; same maths.
 
@@ -46,11 +61,15 @@ class LimitStore(Protocol):
     than its limit. Every rule of one call is charged, or none.
     """
 
+    def now_us(self) -> int:
+        """The store's clock as well as this process knows it, µs UTC; never ahead of it by more than drift."""
+
     async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
         """Check and charge every rule atomically; `opening` is what the ledger shows if nobody ever settles.
 
         Raises:
             LimitExceeded: the first rule that refuses; nothing was charged.
+            PeriodOver: a quota of `rules` has ended; nothing is charged, and the id may be used again.
             LimitsUnavailable: no answer in time and some rule denies on outage; nothing will be charged.
         """
 

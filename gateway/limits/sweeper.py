@@ -54,7 +54,14 @@ def abandoned(
         opening, admitted_us=admitted_us, outcome="abandoned", output_tokens=output_tokens, usage_source="estimated"
     )
     row = msgspec.structs.replace(row, cost_nusd=cost_of(row))
-    amounts = {"requests": 1, "tokens": row.input_tokens + output_tokens, "nusd": row.cost_nusd, "slots": 0}
+    amounts = {
+        "requests": 1,
+        "input_tokens": row.input_tokens,
+        "output_tokens": output_tokens,
+        "tokens": row.input_tokens + output_tokens,
+        "nusd": row.cost_nusd,
+        "slots": 0,
+    }
     return row, tuple([min(rule.amount, amounts[rule.unit]) for rule in rules])
 
 

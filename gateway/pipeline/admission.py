@@ -9,8 +9,19 @@ import msgspec
 from backends.core.errors import GatewayError
 from backends.core.request import GenerationRequest
 from gateway.domain.principal import LimitSpec
-from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, rules_for
-from gateway.limits.store import LimitExceeded
+from gateway.domain.route import Price, Route
+from gateway.limits.rules import (
+    GROWING,
+    LEAST_OUTPUT_TOKENS,
+    Demand,
+    applying,
+    bounds_output,
+    ceiling,
+    largest_output,
+    output_left,
+    rules_for,
+)
+from gateway.limits.store import LimitExceeded, LimitsUnavailable, PeriodOver
 from gateway.pipeline.clock import monotonic_us
 from gateway.pipeline.estimate import input_bound, output_cap, with_cap, with_defaults
 from gateway.pipeline.house import House, View
@@ -18,74 +29,92 @@ from gateway.pipeline.rows import opening_row
 from gateway.pipeline.tally import Tally
 from gateway.protocols.contract import Call
 
+#: How often the rules are made anew because a calendar period ended under way; more would mean a leaping clock.
+_PERIOD_TRIES = 3
+_FREE = Price()
+
 
 async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     """Reserve what the request may use at most; returns the call with its defaults and its output cap.
 
-    A cap that the client stated is never changed. One that it did not state is ours: injected when a token limit
-    applies or a deployment needs one, told in `tally.imposed_cap`, and lowered once (never under 16) when the
-    limits leave less than it.
+    A cap that the client stated is lowered only where a limit says `on_insufficient: clamp`. One that it did not state
+    is ours: injected when a token or cost limit applies or a deployment needs one. Either is lowered once (never under
+    16) when the limits leave less than it, and told in `tally.imposed_cap`.
 
     Raises:
         LimitExceeded: a limit refused; nothing is charged.
         BadRequest: the stated demand is above a whole limit.
+        LimitsUnavailable: the limits cannot be checked, and one denies then.
     """
     route, principal = tally.route, tally.principal
     assert route is not None and principal is not None
-    prompt = tally.input_estimate = input_bound(call)
-    limits = principal.limits
+    tally.input_estimate = input_bound(call)
+    limits = applying(principal.limits + route.limits if route.limits else principal.limits, route.name)
     call = msgspec.structs.replace(call, job=with_defaults(call.job, route.defaults))
-    ours = (
-        isinstance(call.job, GenerationRequest)
-        and not call.options.stated_cap
-        and (any(spec.unit == "tokens" for spec in limits) or view.catalog.needs_output_cap(route))
-    )
-    if ours:
-        tally.imposed_cap = output_cap(call.job, route.default_output_tokens, route.context, prompt, limits)
-        call = _capped(call, tally.imposed_cap)
+    demand = _demand(call, tally.input_estimate, _price(route, limits))
+    ours = may_lower = False
+    if isinstance(call.job, GenerationRequest):
+        stated = call.options.stated_cap
+        may_lower = bounds_output(limits)
+        ours = not stated and (may_lower or view.catalog.needs_output_cap(route))
+        cap = demand.output_cap
+        if ours:
+            cap = output_cap(route.default_output_tokens, route.context, demand, limits)
+        elif stated and may_lower and (most := largest_output(limits, demand, only_clamping=True)) is not None:
+            cap = min(cap, most)
+        if cap != demand.output_cap:
+            call, demand = _capped(call, demand, cap, tally)
     try:
-        await _reserve(house, call, tally, limits)
+        await _reserve(house, call, tally, limits, demand)
     except LimitExceeded as refusal:
-        left = _left(refusal, prompt, call)
-        if not ours or not LEAST_OUTPUT_TOKENS <= left < tally.imposed_cap:
+        if not may_lower or refusal.rule.unit not in GROWING:
             raise
-        tally.imposed_cap = left
-        call = _capped(call, left)
-        await _reserve(house, call, tally, limits)
+        left = output_left(refusal.states, demand, only_clamping=not ours)
+        if not LEAST_OUTPUT_TOKENS <= left < demand.output_cap:
+            raise
+        call, demand = _capped(call, demand, left, tally)
+        await _reserve(house, call, tally, limits, demand)
     return call
 
 
-async def _reserve(house: House, call: Call, tally: Tally, limits: Sequence[LimitSpec]) -> None:
+async def _reserve(house: House, call: Call, tally: Tally, limits: Sequence[LimitSpec], demand: Demand) -> None:
     route = tally.route
     assert route is not None
-    rules = rules_for(limits, _demand(call, tally.input_estimate), on_outage=house.on_outage)
     began = monotonic_us()
-    tally.admitting = True  # a cancellation from here on voids the admission
+    opening = opening_row(tally, call, route)
     try:
-        tally.reservation = await house.limits.admit(tally.id, rules, opening_row(tally, call, route), house.lease_ms)
-    except GatewayError:
-        tally.admitting = False
-        raise
+        for _ in range(_PERIOD_TRIES):
+            rules = rules_for(limits, demand, house.limits.now_us(), on_outage=house.on_outage)
+            tally.admitting = True  # a cancellation from here on voids the admission
+            try:
+                tally.reservation = await house.limits.admit(tally.id, rules, opening, house.lease_ms)
+            except PeriodOver:
+                tally.admitting = False
+                continue
+            except GatewayError:
+                tally.admitting = False
+                raise
+            return
+        raise LimitsUnavailable("Limits cannot be checked at the moment.", retry_after_ms=1000, detail="periods keep ending")
     finally:
         tally.limiter_us += monotonic_us() - began
 
 
-def _demand(call: Call, prompt: int) -> Demand:
+def _demand(call: Call, prompt: int, price: Price) -> Demand:
     job = call.job
     if isinstance(job, GenerationRequest):
         param = "prompt" if job.prompts else "messages"
-        return Demand(prompt, job.sampling.max_tokens or 0, job.choices, call.options.stated_cap, input_param=param)
-    return Demand(prompt, input_param="input")
+        return Demand(prompt, job.sampling.max_tokens or 0, job.choices, call.options.stated_cap, price, param)
+    return Demand(prompt, price=price, input_param="input")
 
 
-def _capped(call: Call, cap: int) -> Call:
-    return msgspec.structs.replace(call, job=with_cap(call.job, cap))
+def _price(route: Route, limits: Sequence[LimitSpec]) -> Price:
+    """The highest price of the route, where a limit asks for money."""
+    if not any(spec.unit == "nusd" for spec in limits):
+        return _FREE
+    return ceiling(one.price for tier in route.tiers for one in tier)
 
 
-def _left(refusal: LimitExceeded, prompt: int, call: Call) -> int:
-    """What the token rules leave for each choice's output at the moment of a refusal."""
-    job = call.job
-    if refusal.rule.unit != "tokens" or not isinstance(job, GenerationRequest):
-        return 0
-    tokens = [state.remaining for state in refusal.states if state.rule.unit == "tokens"]
-    return (min(tokens, default=0) - prompt) // job.choices
+def _capped(call: Call, demand: Demand, cap: int, tally: Tally) -> tuple[Call, Demand]:
+    tally.imposed_cap = cap
+    return msgspec.structs.replace(call, job=with_cap(call.job, cap)), msgspec.structs.replace(demand, output_cap=cap)

@@ -6,7 +6,7 @@ max(UTF-8 bytes / 2, 1) + 8 per message (docs/limits.md states the bound and the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -24,18 +24,16 @@ def input_bound(call: Call) -> int:
     return max(-(-call.text_bytes // 2), 1) + call.token_count + _TOKENS_PER_MESSAGE * call.items
 
 
-def output_cap(job: Job, default: int, context: int, prompt: int, limits: Iterable[LimitSpec]) -> int:
+def output_cap(default: int, context: int, demand: Demand, limits: Sequence[LimitSpec]) -> int:
     """The cap that we decide when the client stated none, tokens per choice.
 
-    The smallest of the model's default, what the context leaves, and what a whole token limit leaves after the
-    prompt; never under `LEAST_OUTPUT_TOKENS`.
+    The smallest of the model's default, what the context leaves, and what the whole token and cost limits leave after
+    the prompt; never under `LEAST_OUTPUT_TOKENS`.
     """
-    if not isinstance(job, GenerationRequest):
-        return 0
     bounds = [default]
     if context:
-        bounds.append(context - prompt)
-    whole = largest_output(limits, Demand(prompt, choices=job.choices))
+        bounds.append(context - demand.input_tokens)
+    whole = largest_output(limits, demand)
     if whole is not None:
         bounds.append(whole)
     return max(min(bounds), LEAST_OUTPUT_TOKENS)

@@ -92,6 +92,10 @@ def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
 def _actual(rule: Rule, usage: Usage, cost: int, returned: bool) -> int:
     if rule.unit == "requests":
         return 0 if returned else rule.cost
+    if rule.unit == "input_tokens":
+        return usage.input_tokens
+    if rule.unit == "output_tokens":
+        return usage.output_tokens
     if rule.unit == "tokens":
         return usage.total_tokens
     if rule.unit == "nusd":

@@ -231,6 +231,43 @@ async def test_limits_are_the_keys_own_or_the_default_and_the_teams() -> None:
     assert own.team_id == "red"
 
 
+async def test_a_request_is_bound_by_every_scope_that_its_key_shares() -> None:
+    house = House()
+    house.snapshot = msgspec.structs.replace(
+        house.snapshot,
+        key_limits=(LimitSpec("key", "nusd", 5, period="month"),),
+        user_limits=(LimitSpec("user", "tokens", 7, period="day", zone="Asia/Tokyo"),),
+        users={"eve": (LimitSpec("user:eve", "tokens", 8, 1000),)},
+        teams={"red": Team("red", organisation="acme", zone="Europe/Berlin", limits=(LimitSpec("team:red", "slots", 9),))},
+        organisations={"acme": (LimitSpec("organisation:acme", "requests", 3, 1000),)},
+        gateway_limits=(LimitSpec("gateway", "requests", 4, 1000),),
+        zone="Asia/Tokyo",
+    )
+    eve = await house.bearer(house.key(team="red", user="eve"))
+    assert eve.org_id == "acme"
+    assert eve.limits == (
+        LimitSpec(f"key:{eve.key_id}", "nusd", 5, period="month", zone="Europe/Berlin"),
+        LimitSpec("user:eve", "tokens", 8, 1000),
+        LimitSpec("team:red", "slots", 9),
+        LimitSpec("organisation:acme", "requests", 3, 1000),
+        LimitSpec("gateway", "requests", 4, 1000),
+    )
+    bob = await house.bearer(house.key(user="bob"))
+    assert bob.limits == (
+        LimitSpec(f"key:{bob.key_id}", "nusd", 5, period="month", zone="Asia/Tokyo"),
+        LimitSpec("user:bob", "tokens", 7, period="day", zone="Asia/Tokyo"),
+        LimitSpec("gateway", "requests", 4, 1000),
+    )
+
+
+def test_a_stored_limit_has_every_field_of_a_limit() -> None:
+    stored = KeyLimit("nusd", 5, 0, "allow", "month", "UTC", "m", shadow=True, on_insufficient="clamp")
+    spec = stored.spec("key:a")
+    assert {name: getattr(spec, name) for name in KeyLimit.__struct_fields__} == msgspec.structs.asdict(stored)
+    assert spec.scope == "key:a"
+    assert {"scope", *KeyLimit.__struct_fields__} == set(LimitSpec.__struct_fields__)
+
+
 async def test_a_new_snapshot_acts_on_known_keys_at_once() -> None:
     house = House()
     key = house.key()

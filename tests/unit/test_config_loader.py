@@ -95,6 +95,44 @@ def test_limits_are_compiled_with_their_owner(team: Path) -> None:
     )
 
 
+def test_every_scope_has_its_place_and_its_time_zone() -> None:
+    found = parse(
+        b"""
+gateway: {timezone: Asia/Tokyo, limits: [{requests: 9, per: calendar_day}]}
+organisations:
+  acme: {timezone: Europe/Paris, limits: [{usd: 12.5, per: month}]}
+teams:
+  red: {organisation: acme, limits: [{input_tokens: 5, per: calendar_day, shadow: true}]}
+  blue: {timezone: UTC, limits: [{output_tokens: 5, per: hour, on_insufficient: clamp}]}
+users:
+  default: {limits: [{tokens: 7, per: calendar_day}]}
+  named: {eve: {limits: [{tokens: 8, per: second}]}}
+deployments: {d: {dialect: openai_compatible, base_url: 'http://h', model: x}}
+models: {m: {tiers: [[d]], limits: [{tokens: 3, per: minute}]}}
+keys:
+  declared:
+    - {name: k, hash: 'sha256:%s', team: red, user: eve, limits: [{usd: 0.000001, per: month, model: m}]}
+"""
+        % (b"ab" * 32),
+        Path("/nowhere/c.yaml"),
+    ).snapshot
+    assert found.zone == "Asia/Tokyo"
+    assert found.gateway_limits == (LimitSpec("gateway", "requests", 9, period="day", zone="Asia/Tokyo"),)
+    assert found.organisations["acme"] == (
+        LimitSpec("organisation:acme", "nusd", 12_500_000_000, period="month", zone="Europe/Paris"),
+    )
+    red = LimitSpec("team:red", "input_tokens", 5, period="day", zone="Europe/Paris", shadow=True)
+    assert found.teams["red"].limits == (red,)
+    assert (found.teams["red"].organisation, found.teams["blue"].zone) == ("acme", "UTC")
+    assert found.teams["blue"].limits == (LimitSpec("team:blue", "output_tokens", 5, 3_600_000, on_insufficient="clamp"),)
+    assert found.user_limits == (LimitSpec("user", "tokens", 7, period="day", zone="Asia/Tokyo"),)
+    assert found.users["eve"] == (LimitSpec("user:eve", "tokens", 8, 1000),)
+    assert found.models["m"].limits == (LimitSpec("model:m", "tokens", 3, 60_000),)
+    (key,) = found.declared_keys.values()
+    assert (key.user, key.org_id) == ("eve", "acme")
+    assert key.limits == (LimitSpec("key:k", "nusd", 1000, period="month", model="m"),)
+
+
 def test_declared_keys(team: Path) -> None:
     keys = load(team).snapshot.declared_keys
     ci, bot = keys["ab" * 32], keys["cd" * 32]
@@ -187,8 +225,22 @@ def test_every_problem_is_reported_at_once() -> None:
         ("ledger: {url: 'sqlite:///x.db'}", "ledger.url", "aiosqlite"),
         ("ledger: {url: 'sqlite+aiosqlite:///:memory:'}", "ledger.url", "file"),
         ("ledger: {url: 'postgresql+asyncpg://u:p@h/d'}", "ledger.url", "password"),
-        ("teams: {t: {limits: [{usd: 300, per: month}]}}", "teams.t.limits[0]", "not supported yet"),
-        ("teams: {t: {limits: [{tokens: 1, per: month}]}}", "teams.t.limits[0]", "not supported yet"),
+        ("teams: {t: {limits: [{usd: 0, per: month}]}}", "teams.t.limits[0].usd", "greater than 0"),
+        ("teams: {t: {limits: [{usd: -300, per: month}]}}", "teams.t.limits[0].usd", "greater than 0"),
+        ("teams: {t: {limits: [{usd: 1, per: year}]}}", "teams.t.limits[0].per", "month"),
+        ("teams: {t: {limits: [{usd: 1}]}}", "teams.t.limits[0]", "per"),
+        ("teams: {t: {limits: [{usd: 1, tokens: 2, per: day}]}}", "teams.t.limits[0]", "exactly one"),
+        ("teams: {t: {limits: [{requests: 1, per: day, on_insufficient: clamp}]}}", "teams.t.limits[0]", "on_insufficient"),
+        ("teams: {t: {limits: [{requests: 1, per: day, model: nope}]}}", "teams.t.limits[0].model", "'nope'"),
+        ("teams: {t: {timezone: Mars/Olympus}}", "teams.t.timezone", "no such time zone"),
+        ("teams: {t: {timezone: ../../etc/passwd}}", "teams.t.timezone", "no such time zone"),
+        ("gateway: {timezone: ''}", "gateway.timezone", "1 character"),
+        ("teams: {t: {organisation: nope}}", "teams.t.organisation", "'nope'"),
+        (
+            "models: {m: {tiers: [[d]], limits: [{requests: 1, per: day, model: m}]}}",
+            "models.m.limits[0].model",
+            "of that model anyway",
+        ),
         ("teams: {t: {limits: [{tokens: 1}]}}", "teams.t.limits[0]", "per"),
         ("teams: {t: {limits: [{concurrent: 1, per: minute}]}}", "teams.t.limits[0]", "per"),
         ("teams: {t: {limits: [{tokens: 1, requests: 1, per: minute}]}}", "teams.t.limits[0]", "exactly one"),

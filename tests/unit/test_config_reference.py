@@ -8,7 +8,7 @@ import pytest
 from backends import registry
 from backends.engines.llamacpp.settings import LlamaOptions
 from gateway.config.document import Document, read_document
-from gateway.config.dynamic import Dynamic, EngineEntry
+from gateway.config.dynamic import Dynamic, EngineEntry, Limit
 from gateway.config.loader import parse
 from gateway.config.problems import KeyPath, dotted
 from gateway.config.reference import Key, keys, page, variable
@@ -16,7 +16,7 @@ from gateway.config.static import Static
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "config.example.yaml"
-KEYS = [*keys(Static), *keys(Dynamic)]
+KEYS = [*keys(Static), *keys(Dynamic), *keys(Limit, "teams.<name>.limits[].")]
 
 
 def pattern(key: Key) -> re.Pattern[str]:
