@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -60,7 +61,13 @@ class GatewayProcess:
                 [sys.executable, "-m", "gateway", "serve", "--config", str(self.file)],
                 cwd=ROOT, env=self._env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        self.wait_for("/health/ready" if ready else "/health/live", timeout_s)
+        # each connection may come to another worker: all of them, as likely as not
+        workers = int(self.config["server"].get("workers", 1))  # type: ignore[attr-defined, call-overload]
+        deadline = time.monotonic() + timeout_s
+        in_a_row = 0
+        while in_a_row < (1 if workers == 1 else 4 * workers):
+            self.wait_for("/health/ready" if ready else "/health/live", max(0.0, deadline - time.monotonic()))
+            in_a_row = in_a_row + 1 if not ready or self.get("/health/ready")[0] == 200 else 0
         return self
 
     def wait_for(self, path: str, timeout_s: float) -> None:
@@ -100,6 +107,21 @@ class GatewayProcess:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def rows(self, count: int, *, since_us: int = 0, within_s: float = 5.0, **having: object) -> list[sqlite3.Row]:
+        """The settled rows of the gateway's own SQLite ledger with these values, oldest first, once there are `count`."""
+        file = next((self.folder / "var").glob("*.db"))
+        where = "".join(f" AND {name} = ?" for name in having)
+        deadline = time.monotonic() + within_s
+        while True:
+            with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+                db.row_factory = sqlite3.Row
+                select = f"SELECT * FROM ledger WHERE settled_us > 0 AND admitted_us >= ?{where} ORDER BY admitted_us, id"
+                found = db.execute(select, (since_us, *having.values())).fetchall()
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} rows, not {count}"
+            time.sleep(0.02)
 
     def events(self, event: str | None = None) -> list[dict[str, object]]:
         """The JSON lines of the log, all or those of one event."""

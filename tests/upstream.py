@@ -2,17 +2,19 @@
 
 Model names: `words-N[-dMS][-tMS]` answers N words, MS between them, MS before the first byte; suffixes
 `-cut` (closes in the middle), `-error` (an in-stream error in the middle), `-mute` (never answers),
-`-status-CODE` (answers that status), `-nousage` (no usage).
+`-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import re
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 
@@ -88,7 +90,7 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
         writer.write(head.encode() + body)
         seen.completed = True
         return
-    pause = _number(model, "d")
+    pause, padding = _number(model, "d"), "x" * int(_number(model, "k") * 1000) * 1024
     if not seen.body.get("stream"):
         await asyncio.sleep(pause * words)
         text = "".join(f"w{n} " for n in range(words))
@@ -109,8 +111,10 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
             writer.write(_frame(b'data: {"error":{"message":"scripted","type":"server_error","code":null,"param":null}}\n\n'))
             writer.write(b"0\r\n\r\n")
             return
-        writer.write(_frame(_chunk(model, delta={"content": f"w{n} "}, finish_reason=None)))
+        writer.write(_frame(_chunk(model, delta={"content": f"w{n} {padding}"}, finish_reason=None)))
         seen.written += 1
+        if padding:
+            await writer.drain()
         if pause:
             await writer.drain()
             await asyncio.sleep(pause)
@@ -129,6 +133,12 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
     seen.completed = True
 
 
+async def _until_gone(work: Coroutine[object, object, object]) -> None:
+    """Run it; a client that resets the connection ends it."""
+    with suppress(ConnectionError):
+        await work
+
+
 async def _connection(upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     upstream.writers.add(writer)
     try:
@@ -138,10 +148,10 @@ async def _connection(upstream: Upstream, reader: asyncio.StreamReader, writer: 
             seen = Seen(body.get("model", ""), body, headers, time.monotonic())
             upstream.seen.append(seen)
             async with asyncio.TaskGroup() as group:
-                answering = group.create_task(_answer(writer, seen))
-                watching = group.create_task(reader.read(1))
+                answering = group.create_task(_until_gone(_answer(writer, seen)))
+                watching = group.create_task(_until_gone(reader.read(1)))
                 done, _ = await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
-                if answering not in done:
+                if answering not in done or writer.transport.is_closing():
                     seen.closed = time.monotonic()
                     answering.cancel()
                     return
@@ -167,3 +177,24 @@ async def upstream_server() -> AsyncIterator[Upstream]:
         server.close()
         for writer in list(upstream.writers):
             writer.transport.abort()
+
+
+@contextmanager
+def upstream_in_thread() -> Iterator[Upstream]:
+    """The same in a thread and loop of its own, for several tests; read `seen`, change nothing."""
+    started: queue.SimpleQueue[tuple[Upstream, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
+
+    async def main() -> None:
+        async with upstream_server() as upstream:
+            stop = asyncio.Event()
+            started.put((upstream, asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    upstream, loop, stop = started.get(timeout=10)
+    try:
+        yield upstream
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)

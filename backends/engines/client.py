@@ -34,8 +34,9 @@ MAX_BYTES: Final = 1 << 20
 MAX_UNSENT: Final = 64 << 20
 #: Seconds for connecting and the host's answer to `Hello`.
 CONNECT_S: Final = 2.0
-#: Seconds between two attempts to connect: doubled from the first to the last.
-BACKOFF_S: Final = (0.05, 1.0)
+#: Seconds between two attempts to connect: doubled from the first to the last. A try costs microseconds, while a
+#: request between two tries is refused, perhaps by the last worker that does not know yet that the engine is up.
+BACKOFF_S: Final = (0.02, 0.1)
 STATS_S: Final = 2.0
 
 

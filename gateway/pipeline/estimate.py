@@ -59,10 +59,18 @@ def with_defaults(job: Job, defaults: Sampling) -> Job:
 
 
 def generated(call: Call, deltas: int, delta_bytes: int) -> Usage:
-    """Usage that no backend reported: output max(deltas, bytes / 4), input bytes / 4; marked `estimated`."""
+    """Usage that no backend reported: output max(deltas, bytes / 4), input bytes / 4; marked `estimated`.
+
+    Bytes alone never estimate more output than the cap that the backend was told.
+    """
     prompt = max(-(-call.text_bytes // 4), 1) + call.token_count + _TOKENS_PER_MESSAGE // 2 * call.items
-    output = max(deltas, -(-delta_bytes // 4)) if isinstance(call.job, GenerationRequest) else 0
-    return Usage(prompt, output, source="estimated")
+    job = call.job
+    if not isinstance(job, GenerationRequest):
+        return Usage(prompt, 0, source="estimated")
+    output = -(-delta_bytes // 4)
+    if job.sampling.max_tokens is not None:
+        output = min(output, job.sampling.max_tokens * job.choices)
+    return Usage(prompt, max(deltas, output), source="estimated")
 
 
 _NOTHING = Sampling()

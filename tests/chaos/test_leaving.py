@@ -1,0 +1,188 @@
+"""Clients that leave, wherever their request is: the backend knows within 500 ms, by its own log, and nothing stays held.
+
+One gateway with one worker (limits and queue in the process) and one with two workers on Redis (the gate's process).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway_process import GatewayProcess, declared_key
+from tests.raw_client import Manner, RawClient
+from tests.servers import RedisServer
+from tests.upstream import Upstream, upstream_in_thread
+
+ONE, OTHER = "sk-leaving-one-0123456789abcdef", "sk-leaving-other-0123456789abcdef"
+REMOTE = ["words-3", "words-3-t30000", "words-500-d20", "words-600-k64"]
+GONE_S = 0.5
+#: The engine reads one prompt token per step of 10 ms and then speaks without end.
+ENGINE = {"prefill": 1, "step_s": 0.01, "repeat": True}
+
+
+def tree(upstream: Upstream, folder: Path, workers: int, redis: RedisServer | None) -> dict[str, object]:
+    deployments: dict[str, object] = {
+        f"d-{m}": {"dialect": "openai_compatible", "base_url": upstream.url, "model": m} for m in REMOTE
+    }
+    deployments["d-gated"] = {**deployments["d-words-500-d20"], "max_in_flight": 1}  # type: ignore[dict-item]
+    deployments["d-engine"] = {"engine": "local", "model": "scripted"}
+    return {
+        "server": {"workers": workers, "client_stall_s": 1},
+        **({"redis": {"url": redis.url, "timeout_ms": 2000}, "auth": {"pepper": "env:SY_PEPPER"}} if redis else {}),
+        "engines": {
+            "local": {"kind": "scripted", "model": "none", "slots": 1, "queue": 8,
+                      "options": {**ENGINE, "log": str(folder / "engine.jsonl")}},
+        },
+        "deployments": deployments,
+        "models": {name.removeprefix("d-"): {"tiers": [[name]]} for name in deployments},
+        "keys": {"declared": [declared_key("one", ONE, limits=[{"concurrent": 1}]), declared_key("other", OTHER)]},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["one_worker", pytest.param("two_workers", marks=pytest.mark.redis)])
+def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    folder = tmp_path_factory.mktemp("leaving")
+    redis = RedisServer(tmp_path_factory.mktemp("redis")).start() if request.param == "two_workers" else None
+    with upstream_in_thread() as upstream:
+        config = tree(upstream, folder, 2 if redis else 1, redis)
+        with GatewayProcess(folder, config, {"SY_PEPPER": "p" * 40}) as process:
+            process.upstream = upstream
+            process.start()
+            yield process
+    if redis is not None:
+        redis.kill()
+
+
+def chat(model: str, *, stream: bool = True, words: int = 1, cap: int = 400) -> dict[str, object]:
+    content = "hi " * words
+    return {"model": model, "stream": stream, "max_tokens": cap, "messages": [{"role": "user", "content": content}]}
+
+
+async def asked(gateway: GatewayProcess, key: str, body: dict[str, object]) -> RawClient:
+    return await (await RawClient.connect(gateway.port)).ask(key, body)
+
+
+def journal(gateway: GatewayProcess, event: str, id: str | None = None) -> list[dict[str, object]]:
+    file = gateway.folder / "engine.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line for line in lines if line["event"] == event and id in (None, line["id"])]
+
+
+async def until(found: object, within_s: float = 3.0) -> object:
+    """Wait until `found()` is true, and give it."""
+    deadline = time.monotonic() + within_s
+    while not (value := found()):  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.01)
+    return value
+
+
+async def nothing_is_held(gateway: GatewayProcess, since_us: int, *, streamed: bool, words: bool) -> None:
+    """The key's one slot is free at once, and the row tells of the cancelled request."""
+    client = await asked(gateway, ONE, chat("words-3", stream=False))
+    status, _, body = await client.answer()
+    client.leave()
+    assert status == 200, body
+    rows = await asyncio.to_thread(gateway.rows, 2, key_id="one", since_us=since_us)
+    row = rows[0]
+    assert (row["outcome"], row["status"], bool(row["streamed"])) == ("cancelled", 499, streamed)
+    assert (row["output_tokens"] > 0) is words
+    assert row["output_tokens"] <= 400
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("phase", ["queued", "prefill", "decode"])
+async def test_the_engine_forgets_a_request_whose_client_left(gateway: GatewayProcess, phase: str, stream: bool) -> None:
+    since = time.time_ns() // 1000
+    before = len(journal(gateway, "submit"))
+    first = None
+    if phase == "queued":
+        first = await asked(gateway, OTHER, chat("engine"))
+        await first.until(b'"content"')
+    client = await asked(gateway, ONE, chat("engine", stream=stream, words=300 if phase == "prefill" else 1))
+    await until(lambda: len(journal(gateway, "submit")) == before + (2 if first else 1))
+    mine = journal(gateway, "submit")[-1]["id"]
+    if phase == "decode" and stream:
+        await client.until(b'"content"')
+    await asyncio.sleep(0.1)
+    left = client.leave()
+    cancelled = await until(lambda: journal(gateway, "cancel", mine))
+    assert cancelled[0]["was"] == phase
+    assert cancelled[0]["t"] - left < GONE_S
+    await nothing_is_held(gateway, since, streamed=stream, words=phase == "decode")
+    if first is not None:
+        assert not journal(gateway, "cancel", journal(gateway, "submit")[-2]["id"]), "another's request was cancelled"
+        first.leave()
+        await until(lambda: journal(gateway, "cancel", journal(gateway, "submit")[-2]["id"]))
+
+
+@pytest.mark.parametrize("manner", ["close", "half_close", "reset"])
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("model", ["words-3-t30000", "words-500-d20"], ids=["silent", "speaking"])
+async def test_the_upstream_connection_is_closed(gateway: GatewayProcess, model: str, stream: bool, manner: Manner) -> None:
+    since = time.time_ns() // 1000
+    before = len(gateway.upstream.of(model))
+    client = await asked(gateway, ONE, chat(model, stream=stream))
+    (seen,) = await until(lambda: gateway.upstream.of(model)[before:])
+    if stream and model == "words-500-d20":
+        await client.until(b"w1 ")
+    else:
+        await asyncio.sleep(0.05)
+    left = client.leave(manner)
+    await until(lambda: seen.closed)
+    assert seen.closed - left < GONE_S
+    await nothing_is_held(gateway, since, streamed=stream, words=stream and model == "words-500-d20")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+async def test_whoever_leaves_the_gates_queue_is_never_sent_upstream(gateway: GatewayProcess, stream: bool) -> None:
+    since = time.time_ns() // 1000
+    before = len(gateway.upstream.seen)
+    first = await asked(gateway, OTHER, chat("gated"))
+    await first.until(b"w1 ")
+    client = await asked(gateway, ONE, chat("gated", stream=stream))
+    await until(lambda: gateway.metric("switchyard_queue_depth", deployment="d-gated") == 1)
+    client.leave()
+    await until(lambda: gateway.metric("switchyard_queue_depth", deployment="d-gated") == 0, GONE_S)
+    await nothing_is_held(gateway, since, streamed=stream, words=False)
+    assert [one.model for one in gateway.upstream.seen[before:]] == ["words-500-d20", "words-3"]
+    first.leave()
+    again = await asked(gateway, ONE, chat("gated"))
+    await again.until(b"w1 ")
+    again.leave()
+    await until(lambda: gateway.metric("switchyard_slots_in_use", deployment="d-gated") == 0)
+
+
+async def test_a_hundred_who_leave_at_once_leave_no_slot_behind(gateway: GatewayProcess) -> None:
+    clients = [await asked(gateway, OTHER, chat(model)) for _ in range(25) for model in ("gated", "engine", "words-500-d20")]
+    clients += [await asked(gateway, OTHER, chat("gated", stream=False)) for _ in range(25)]
+    for number, client in enumerate(clients):
+        client.leave(("close", "half_close", "reset")[number % 3])
+        if number % 10 == 0:
+            await asyncio.sleep(0.01)
+    await until(lambda: gateway.metric("switchyard_open_streams") == 0)
+    assert gateway.metric("switchyard_slots_in_use") == gateway.metric("switchyard_queue_depth") == 0
+    client = await asked(gateway, OTHER, chat("gated"))
+    await client.until(b"w1 ", GONE_S)
+    client.leave()
+    client = await asked(gateway, OTHER, chat("engine", stream=False, cap=3))
+    assert (await client.answer())[0] == 200
+    client.leave()
+
+
+async def test_a_client_that_stops_reading_is_cut_and_its_slot_freed(gateway: GatewayProcess) -> None:
+    since = time.time_ns() // 1000
+    client = await asked(gateway, ONE, chat("words-600-k64"))
+    await client.until(b"200 OK")
+    began = time.monotonic()
+    client.writer.transport.pause_reading()
+    (seen,) = gateway.upstream.of("words-600-k64")[-1:]
+    await until(lambda: seen.closed, 5.0)
+    assert seen.closed - began < 1 + 1 + GONE_S  # client_stall_s, and a second for the buffers to fill
+    await nothing_is_held(gateway, since, streamed=True, words=True)
+    client.leave()
