@@ -18,6 +18,8 @@ from backends.core.usage import Usage
 from backends.engines.launch import EngineLaunch
 from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
+from gateway.auth.overlay import clashes
+from gateway.auth.owners import list_owners
 from gateway.auth.pepper import load_or_create_pepper
 from gateway.boot import Boot
 from gateway.config.folders import make_private
@@ -79,6 +81,7 @@ def serve(configuration: Configuration) -> int:
 def _boot(configuration: Configuration, owner: socket.socket) -> Boot:
     """Everything that is decided before a process is started: the schema, the pepper, the first keys."""
     migrate(configuration.ledger_url)
+    _no_clash(configuration)
     stated = configuration.static.auth.pepper
     if stated is not None:
         pepper = check_pepper(stated.get_secret_value().encode())
@@ -86,6 +89,23 @@ def _boot(configuration: Configuration, owner: socket.socket) -> Boot:
         pepper = load_or_create_pepper(configuration.state_dir / "pepper")
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
     return Boot(configuration, name, pepper, secrets.token_hex(32), asyncio.run(_welcome(configuration, pepper, owner)))
+
+
+def _no_clash(configuration: Configuration) -> None:
+    """One name, one meaning.
+
+    Raises:
+        ConfigError: the file declares what the database has too.
+    """
+    found = clashes(configuration.snapshot, asyncio.run(list_owners(configuration.ledger_url)))
+    file = str(configuration.file or "")
+    mend = "rename it in the file, or delete the other: switchyard {0}s delete {1}"
+    problems = [
+        Problem(file, f"{kind}s.{name}", f"the database has a {kind} of this name too", mend.format(kind, name))
+        for kind, name in found
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 async def _welcome(configuration: Configuration, pepper: bytes, owner: socket.socket) -> str:

@@ -17,8 +17,10 @@ from typing import Protocol
 import msgspec
 
 from backends.core.errors import BadRequest, GatewayError
+from gateway.auth.database import KeysUnavailable
 from gateway.auth.keys import check_pepper, is_genuine, stored_hash, text_hash
-from gateway.auth.keystore import Changes, KeyRecord, KeysUnavailable
+from gateway.auth.overlay import overlaid
+from gateway.auth.records import Changes, KeyRecord, Owner
 from gateway.config.compiled_limits import GATEWAY, bound
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import LimitSpec, Principal
@@ -81,14 +83,15 @@ class KeySource(Protocol):
 
 
 class _Known:
-    """A minted key seen before, and the Principal made of it under one snapshot."""
+    """A minted key seen before, and the Principal made of it under one snapshot. `hash` is that of the secret shown."""
 
-    __slots__ = ("principal", "record", "snapshot")
+    __slots__ = ("hash", "principal", "record", "snapshot")
 
-    def __init__(self, record: KeyRecord, snapshot: Snapshot) -> None:
+    def __init__(self, record: KeyRecord, hash: str, snapshot: Snapshot) -> None:
         self.record = record
+        self.hash = hash
         self.snapshot = snapshot
-        self.principal = _minted(record, snapshot)
+        self.principal = _minted(record, hash, snapshot)
 
 
 class _Flight:
@@ -128,11 +131,14 @@ class Authenticator:
         self._pepper = check_pepper(pepper)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._known_max = known_max
-        self._by_id: dict[str, str] = {}
+        self._by_id: dict[str, set[str]] = {}
         self._unknown: OrderedDict[str, None] = OrderedDict()
         self._unknown_max = unknown_max
         self._declared: dict[str, Principal] = {}
         self._declared_of: Snapshot | None = None
+        self._owners: tuple[Owner, ...] = ()
+        self._overlaid: tuple[Snapshot, tuple[Owner, ...], Snapshot] | None = None
+        self._loading = asyncio.Lock()
         self._flights: dict[str, _Flight] = {}
         self._revision: int | None = None
         # Counts refreshes that dropped something: an answer asked for before one may be older than it.
@@ -153,13 +159,20 @@ class Authenticator:
         """
         key = presented_key(headers)
         digest = text_hash(key)
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         principal = self._find_declared(digest, snapshot) or self._find_known(digest, snapshot)
         if principal is None:
-            principal = await self._find_stored(key, digest, snapshot)
+            principal = await self._find_stored(key, digest)
         if principal.expires_us is not None and now_us >= principal.expires_us:
             raise NotAuthenticated()
         return principal
+
+    def snapshot(self) -> Snapshot:
+        """The present configuration with the database's organisations, teams and users."""
+        base, known = self._snapshot(), self._overlaid
+        if known is None or known[0] is not base or known[1] is not self._owners:
+            known = self._overlaid = (base, self._owners, overlaid(base, self._owners))
+        return known[2]
 
     async def watch(self, every_s: float = 0.5) -> None:
         """Follow the store's revision for ever. Run it in the worker's TaskGroup; a change acts within `every_s`."""
@@ -186,13 +199,14 @@ class Authenticator:
         self._revision = changes.revision
         self._generation += 1
         self._unknown.clear()
+        if changes.owners is not None:
+            self._owners = changes.owners
         if changes.ids is None:
             self._known.clear()
             self._by_id.clear()
             return
         for id in changes.ids:
-            digest = self._by_id.pop(id, None)
-            if digest is not None:
+            for digest in self._by_id.pop(id, ()):
                 self._known.pop(digest, None)
 
     def _find_declared(self, digest: str, snapshot: Snapshot) -> Principal | None:
@@ -210,22 +224,39 @@ class Authenticator:
             return None
         self._known.move_to_end(digest)
         if known.snapshot is not snapshot:
-            known = self._known[digest] = _Known(known.record, snapshot)
+            known = self._known[digest] = _Known(known.record, known.hash, snapshot)
         return known.principal
 
-    async def _find_stored(self, key: bytes, digest: str, snapshot: Snapshot) -> Principal:
+    async def _find_stored(self, key: bytes, digest: str) -> Principal:
         if self._store is None or not is_genuine(self._pepper, key) or digest in self._unknown:
             raise NotAuthenticated()
+        await self._loaded()
         generation = self._generation
         hash = stored_hash(self._pepper, key)
         record = await self._look_up(self._store, digest, hash)
-        usable = record is not None and record.revoked_us is None and hmac.compare_digest(record.hash, hash)
+        usable = record is not None and record.revoked_us is None and record.suspended_us is None and _opens(record, hash)
         # An answer that was asked for before a change became known here serves this request, but is not remembered.
         if generation == self._generation:
-            self._remember(digest, record if usable else None, snapshot)
+            self._remember(digest, record if usable else None, hash)
         if record is None or not usable:
             raise NotAuthenticated()
-        return _minted(record, snapshot)
+        if record.team and record.team not in self.snapshot().teams:
+            await self.refresh()  # a team may be as new as its key
+        return _minted(record, hash, self.snapshot())
+
+    async def _loaded(self) -> None:
+        """Wait until the owners are known: without them a key's shared limits would be missing.
+
+        Raises:
+            KeysUnavailable: the database does not answer.
+        """
+        if self._revision is not None:
+            return
+        async with self._loading:
+            if self._revision is None:
+                await self.refresh()
+        if self._revision is None:
+            raise KeysUnavailable("Keys cannot be checked at the moment.", detail="owners not read yet")
 
     async def _look_up(self, store: KeySource, digest: str, hash: str) -> KeyRecord | None:
         """One query per key at a time; the others wait for its answer."""
@@ -247,17 +278,20 @@ class Authenticator:
             flight.done.set()
         return flight.record
 
-    def _remember(self, digest: str, record: KeyRecord | None, snapshot: Snapshot) -> None:
+    def _remember(self, digest: str, record: KeyRecord | None, hash: str) -> None:
         if record is None:
             self._unknown[digest] = None
             if len(self._unknown) > self._unknown_max:
                 self._unknown.popitem(last=False)
             return
-        self._known[digest] = _Known(record, snapshot)
-        self._by_id[record.id] = digest
+        self._known[digest] = _Known(record, hash, self.snapshot())
+        self._by_id.setdefault(record.id, set()).add(digest)
         if len(self._known) > self._known_max:
-            _, oldest = self._known.popitem(last=False)
-            self._by_id.pop(oldest.record.id, None)
+            digest, oldest = self._known.popitem(last=False)
+            others = self._by_id.get(oldest.record.id, set())
+            others.discard(digest)
+            if not others:
+                self._by_id.pop(oldest.record.id, None)
 
 
 def with_shared_limits(principal: Principal, snapshot: Snapshot) -> Principal:
@@ -287,15 +321,35 @@ def _counter(spec: LimitSpec) -> tuple[object, ...]:
     return spec.scope, spec.unit, spec.window_ms, spec.period, spec.model, spec.shadow
 
 
-def _minted(record: KeyRecord, snapshot: Snapshot) -> Principal:
+def _opens(record: KeyRecord, hash: str) -> bool:
+    """Whether a secret with this hash is the key's, now or before its last rotation; compared in constant time."""
+    now = hmac.compare_digest(record.hash, hash)
+    return now or (record.previous_hash is not None and hmac.compare_digest(record.previous_hash, hash))
+
+
+def _expires_us(record: KeyRecord, hash: str) -> int | None:
+    """When this secret of the key ends: a rotated one with its grace."""
+    if record.hash == hash or record.previous_until_us is None:
+        return record.expires_us
+    return record.previous_until_us if record.expires_us is None else min(record.expires_us, record.previous_until_us)
+
+
+def _allowed(record: KeyRecord, snapshot: Snapshot) -> frozenset[str] | None:
+    """What both the key's and its team's allow-list hold: the route's check does not know the database's teams."""
+    team = snapshot.teams.get(record.team)
+    shared = None if team is None else team.models
+    return record.models if shared is None else shared if record.models is None else record.models & shared
+
+
+def _minted(record: KeyRecord, hash: str, snapshot: Snapshot) -> Principal:
     own = record.limit_specs() or tuple(bound(spec, f"key:{record.id}", "") for spec in snapshot.key_limits)
     principal = Principal(
         key_id=record.id,
         team_id=record.team,
         user=record.user,
         scopes=record.scopes,
-        models=record.models,
+        models=_allowed(record, snapshot),
         limits=own,
-        expires_us=record.expires_us,
+        expires_us=_expires_us(record, hash),
     )
     return with_shared_limits(principal, snapshot)

@@ -1,282 +1,256 @@
 """Minted keys in SQL: who holds which, and a counter that tells every worker that something changed.
 
-Only hashes under the pepper are stored. Every change bumps the one row of `key_revision` first and writes the new
-number into the key it changes, in one transaction: the row lock makes the order of numbers the order of commits, so a
-reader that knows number n asks for "changed after n" and misses nothing. Tables are made by `gateway.ledger.migrations`.
+Only hashes under the pepper are stored. Tables: `gateway.auth.tables`; transactions: `gateway.auth.database`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from base64 import b32decode
+from collections.abc import Sequence
+from contextlib import aclosing
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from backends.core.errors import GatewayError
-from gateway.auth.keys import RANDOM_BYTES, MintedKey, mint, stored_hash
-from gateway.domain.principal import LimitSpec, OnInsufficient, OnOutage, Period, Unit
-
-METADATA = sa.MetaData()
-KEYS = sa.Table(
-    "keys",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("hash", sa.String(64), nullable=False, unique=True),
-    sa.Column("name", sa.String(128), nullable=False),
-    sa.Column("team", sa.String(128), nullable=False),
-    sa.Column("user", sa.String(128), nullable=False),
-    sa.Column("models", sa.Text, nullable=True),
-    sa.Column("limits", sa.Text, nullable=False),
-    sa.Column("scopes", sa.Text, nullable=False),
-    sa.Column("created_us", sa.BigInteger, nullable=False),
-    sa.Column("expires_us", sa.BigInteger, nullable=True),
-    sa.Column("revoked_us", sa.BigInteger, nullable=True),
-    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
+from gateway.auth.database import By, Change, Database, KeysUnavailable, to_json
+from gateway.auth.keys import PUBLIC_BYTES, RANDOM_BYTES, MintedKey, mint, stored_hash
+from gateway.auth.owners import read_owners, require_owner
+from gateway.auth.records import (
+    SCOPES,
+    Changes,
+    InFile,
+    InvalidKey,
+    KeyChange,
+    KeyLimit,
+    KeyRecord,
+    KeyRetired,
+    NewKey,
+    UnknownKey,
+    check_limits,
+    check_models,
+    check_scopes,
+    check_text,
+    stated,
 )
-REVISION = sa.Table(
-    "key_revision",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-)
-#: Limits are stored in Redis as doubles: above this they would be rounded.
-LARGEST_LIMIT = 2**53
-SCOPES = frozenset({"inference", "admin"})
-_TEXT_CHARS = 128
-_MODELS_MAX = 1000
+from gateway.auth.tables import KEYS, METADATA, REVISION
 
-
-class KeysUnavailable(GatewayError):
-    """The key database does not answer and the key is not known in memory (503): neither right nor wrong."""
-
-    status = 503
-    default_code = "keys_unavailable"
-
-
-class InvalidKey(ValueError):
-    """A new key's description is wrong; the message names the field."""
-
-
-class UnknownKey(LookupError):
-    """No key has this public id."""
-
-
-class KeyLimit(msgspec.Struct, frozen=True):
-    """A limit as it is stored, without its owner: the fields of `LimitSpec`. Stored as JSON, so fields may be added."""
-
-    unit: Unit
-    limit: int
-    window_ms: int = 0
-    on_outage: OnOutage | None = None
-    period: Period | None = None
-    zone: str = ""
-    model: str = ""
-    shadow: bool = False
-    on_insufficient: OnInsufficient | None = None
-
-    def spec(self, scope: str) -> LimitSpec:
-        """This limit as that of an owner (`key:<id>`)."""
-        return LimitSpec(scope, *msgspec.structs.astuple(self))
-
-
-class NewKey(msgspec.Struct, frozen=True):
-    """What a key shall be. None = no such limit, every model, or never. Rates are per minute; `expires_us` µs UTC."""
-
-    name: str
-    team: str = ""
-    user: str = ""
-    models: frozenset[str] | None = None
-    rpm: int | None = None
-    tpm: int | None = None
-    concurrent: int | None = None
-    scopes: frozenset[str] = frozenset({"inference"})
-    expires_us: int | None = None
-
-    def limits(self) -> tuple[KeyLimit, ...]:
-        """The limits as they are stored."""
-        stated: tuple[tuple[Unit, int | None, int], ...] = (
-            ("requests", self.rpm, 60_000),
-            ("tokens", self.tpm, 60_000),
-            ("slots", self.concurrent, 0),
-        )
-        return tuple(KeyLimit(unit, limit, window) for unit, limit, window in stated if limit is not None)
-
-    def check(self, now_us: int) -> None:
-        """Refuse what makes no sense.
-
-        Raises:
-            InvalidKey: naming the field.
-        """
-        for field, text in (("name", self.name), ("team", self.team), ("user", self.user)):
-            if len(text) > _TEXT_CHARS or not text.isprintable():
-                raise InvalidKey(f"{field}: at most {_TEXT_CHARS} printable characters")
-        if not self.name.strip():
-            raise InvalidKey("name: must not be empty")
-        for field, limit in (("rpm", self.rpm), ("tpm", self.tpm), ("concurrent", self.concurrent)):
-            if limit is not None and not 1 <= limit <= LARGEST_LIMIT:
-                raise InvalidKey(f"{field}: from 1 to 2^53, not {limit}")
-        if self.models is not None and not all(self.models):
-            raise InvalidKey("models: an empty name")
-        if self.models is not None and not 1 <= len(self.models) <= _MODELS_MAX:
-            raise InvalidKey(f"models: from 1 to {_MODELS_MAX} names; leave it out for every model")
-        if not self.scopes or self.scopes - SCOPES:
-            raise InvalidKey(f"scopes: one or more of {', '.join(sorted(SCOPES))}")
-        if self.expires_us is not None and self.expires_us <= now_us:
-            raise InvalidKey("expires: already past")
-
-
-class KeyRecord(msgspec.Struct, frozen=True):
-    """A stored key. Instants µs UTC; `models` None = all. `repr` shows the public id alone."""
-
-    id: str
-    hash: str
-    name: str
-    team: str
-    user: str
-    models: frozenset[str] | None
-    limits: tuple[KeyLimit, ...]
-    scopes: frozenset[str]
-    created_us: int
-    expires_us: int | None
-    revoked_us: int | None
-
-    def __repr__(self) -> str:
-        return f"KeyRecord({self.id!r})"
-
-    def limit_specs(self) -> tuple[LimitSpec, ...]:
-        """The key's own limits, under its own scope."""
-        return tuple(each.spec(f"key:{self.id}") for each in self.limits)
-
-
-class Changes(msgspec.Struct, frozen=True):
-    """What changed since a revision. `ids` None: unknown (the counter went back), so anything may have changed."""
-
-    revision: int
-    ids: tuple[str, ...] | None
+__all__ = [
+    "KEYS", "METADATA", "REVISION", "SCOPES", "Changes", "InvalidKey", "KeyLimit", "KeyRecord", "KeyRetired", "KeyStore",
+    "KeysUnavailable", "NewKey", "UnknownKey", "create_key", "list_keys", "revoke_key",
+]  # fmt: skip
+#: The longest that an old secret may go on after a rotation: 30 days.
+MAX_GRACE_S = 30 * 86_400
+_CLI = "cli"
 
 
 class KeyStore:
     """Reads and writes keys. One per process, made after a fork; `aclose` it.
 
     Args:
-        database_url: `sqlite+aiosqlite:///path` or `postgresql+asyncpg://…`.
+        database: a URL (`sqlite+aiosqlite:///path` or `postgresql+asyncpg://…`), or connections that others share.
         timeout_s: how long one call may take before it counts as an outage.
     """
 
-    def __init__(self, database_url: str, timeout_s: float = 2.0) -> None:
-        self._engine = _engine(database_url, timeout_s)
-        self._timeout_s = timeout_s
+    def __init__(self, database: str | Database, timeout_s: float = 2.0) -> None:
+        self.database = Database(database, timeout_s) if isinstance(database, str) else database
 
-    async def create(self, pepper: bytes, new: NewKey, now_us: int, randomness: bytes) -> MintedKey:
+    async def create(
+        self, pepper: bytes, new: NewKey, by: By, randomness: bytes, in_file: InFile | None = None
+    ) -> tuple[MintedKey, KeyRecord]:
         """Mint a key and store its hash.
+
+        Args:
+            in_file: which teams the configuration file has; None leaves the team unchecked.
 
         Raises:
             InvalidKey: the description is wrong; nothing was written.
             KeysUnavailable: the database does not answer.
         """
-        new.check(now_us)
+        new.check(by.at_us)
         minted = mint(pepper, randomness)
-        async with self._change() as (connection, revision):
-            row = {
-                "id": minted.id,
-                "hash": stored_hash(pepper, minted.secret.encode()),
-                "name": new.name,
-                "team": new.team,
-                "user": new.user,
-                "models": None if new.models is None else _json(sorted(new.models)),
-                "limits": _json(new.limits()),
-                "scopes": _json(sorted(new.scopes)),
-                "created_us": now_us,
-                "expires_us": new.expires_us,
-                "revoked_us": None,
-                "revision": revision,
-            }
-            await connection.execute(sa.insert(KEYS).values(row))
-        return minted
+        record = KeyRecord(
+            id=minted.id,
+            hash=stored_hash(pepper, minted.secret.encode()),
+            name=new.name,
+            team=new.team,
+            user=new.user,
+            models=new.models,
+            limits=new.all_limits(),
+            scopes=new.scopes,
+            created_us=by.at_us,
+            expires_us=new.expires_us,
+            revoked_us=None,
+        )
+        async with self.database.changing(by) as change:
+            if in_file is not None and new.team:
+                await require_owner(change.connection, "team", new.team, in_file)
+            await change.connection.execute(sa.insert(KEYS).values({**_columns(record), "revision": change.revision}))
+            await change.audit("create", "key", record.id, _shown(_told(record)), record.team)
+        return minted, record
 
-    async def revoke(self, id: str, now_us: int) -> None:
+    async def change(self, id: str, change: KeyChange, by: By, in_file: InFile | None = None) -> KeyRecord:
+        """Change a key's fields, all or none.
+
+        Raises:
+            InvalidKey: a value is wrong.
+            UnknownKey, KeyRetired: there is nothing to change.
+            KeysUnavailable: the database does not answer.
+        """
+        fields = stated(change)
+        async with self.database.changing(by) as transaction:
+            before = await _locked(transaction, id)
+            after = msgspec.structs.replace(before, **fields)
+            _check(after, fields, by.at_us)
+            if in_file is not None and after.team and after.team != before.team:
+                await require_owner(transaction.connection, "team", after.team, in_file)
+            await _write(transaction, after)
+            await transaction.audit("change", "key", id, _shown(fields), after.team)
+        return after
+
+    async def suspend(self, id: str, by: By) -> KeyRecord:
+        """Refuse the key until `resume`; again keeps the first instant.
+
+        Raises:
+            UnknownKey, KeyRetired, KeysUnavailable: see `change`.
+        """
+        return await self._mark(id, by, "suspend")
+
+    async def resume(self, id: str, by: By) -> KeyRecord:
+        """Let a suspended key in again.
+
+        Raises:
+            UnknownKey, KeyRetired, KeysUnavailable: see `change`.
+        """
+        return await self._mark(id, by, "resume")
+
+    async def revoke(self, id: str, by: By) -> KeyRecord:
         """Revoke a key for good; revoking it again keeps the first instant.
 
         Raises:
             UnknownKey: no such key; nothing was changed.
             KeysUnavailable: the database does not answer.
         """
-        async with self._change() as (connection, revision):
-            revoked = sa.func.coalesce(KEYS.c.revoked_us, now_us)
-            done = await connection.execute(
-                sa.update(KEYS).where(KEYS.c.id == id).values(revoked_us=revoked, revision=revision)
-            )
-            if done.rowcount == 0:
-                raise UnknownKey("no key has this id")
+        return await self._mark(id, by, "revoke")
 
-    async def list(self) -> Sequence[KeyRecord]:
-        """All keys, oldest first.
+    async def rotate(self, id: str, pepper: bytes, by: By, randomness: bytes, grace_s: int) -> tuple[MintedKey, KeyRecord]:
+        """A new secret under the same public id. The old one is good for `grace_s` seconds more; one that an earlier
+        rotation left in its grace ends now.
+
+        Raises:
+            InvalidKey: `grace_s` is not from 0 to 30 days.
+            UnknownKey, KeyRetired, KeysUnavailable: see `change`.
+        """
+        if not 0 <= grace_s <= MAX_GRACE_S:
+            raise InvalidKey(f"grace_s: from 0 to {MAX_GRACE_S} seconds")
+        async with self.database.changing(by) as change:
+            before = await _locked(change, id)
+            minted = mint(pepper, b32decode(id.upper()) + randomness[PUBLIC_BYTES:])
+            after = msgspec.structs.replace(
+                before,
+                hash=stored_hash(pepper, minted.secret.encode()),
+                previous_hash=before.hash if grace_s else None,
+                previous_until_us=by.at_us + grace_s * 1_000_000 if grace_s else None,
+            )
+            await _write(change, after)
+            await change.audit("rotate", "key", id, {"grace_s": grace_s}, after.team)
+        return minted, after
+
+    async def list(
+        self, *, team: str | None = None, user: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> Sequence[KeyRecord]:
+        """Keys, oldest first.
+
+        Args:
+            team, user: only theirs.
+            after: begin after the key with this id; an unknown one gives none.
+            limit: at most so many.
 
         Raises:
             KeysUnavailable: the database does not answer.
         """
-        async with self._reading() as connection:
-            rows = await connection.execute(sa.select(KEYS).order_by(KEYS.c.created_us, KEYS.c.id))
-            return tuple(_record(row) for row in rows)
+        query = sa.select(KEYS).order_by(KEYS.c.created_us, KEYS.c.id).limit(limit)
+        if team is not None:
+            query = query.where(KEYS.c.team == team)
+        if user is not None:
+            query = query.where(KEYS.c.user == user)
+        if after is not None:
+            at = sa.select(KEYS.c.created_us).where(KEYS.c.id == after).scalar_subquery()
+            query = query.where(sa.or_(KEYS.c.created_us > at, sa.and_(KEYS.c.created_us == at, KEYS.c.id > after)))
+        async with self.database.reading() as connection:
+            return tuple(_record(row) for row in await connection.execute(query))
+
+    async def find(self, id: str) -> KeyRecord | None:
+        """The key with this public id, in whatever state.
+
+        Raises:
+            KeysUnavailable: the database does not answer.
+        """
+        async with self.database.reading() as connection:
+            return await _find(connection, id)
 
     async def find_by_hash(self, hash: str) -> KeyRecord | None:
-        """The key with this stored hash, revoked and expired ones too.
+        """The key with this stored hash, now or before its last rotation; revoked and expired ones too.
 
         Raises:
             KeysUnavailable: the database does not answer.
         """
-        async with self._reading() as connection:
-            row = (await connection.execute(sa.select(KEYS).where(KEYS.c.hash == hash))).first()
+        query = sa.select(KEYS).where(sa.or_(KEYS.c.hash == hash, KEYS.c.previous_hash == hash))
+        async with self.database.reading() as connection:
+            row = (await connection.execute(query)).first()
             return None if row is None else _record(row)
 
     async def changes(self, since: int | None) -> Changes:
-        """The present revision, and the ids changed after `since` (None: any may have).
+        """The present revision, and what changed after `since` (None: anything may have).
 
         Raises:
             KeysUnavailable: the database does not answer.
         """
-        async with self._reading() as connection:
-            revision = int((await connection.execute(sa.select(REVISION.c.revision))).scalar_one())
-            if since is None or revision < since:
-                return Changes(revision, None)
+        async with self.database.reading() as connection:
+            found = (await connection.execute(sa.select(REVISION.c.revision, REVISION.c.owners))).one()
+            revision, owners_at = int(found[0]), int(found[1])
             if revision == since:
                 return Changes(revision, ())
+            everything = since is None or revision < since
+            owners = await read_owners(connection) if since is None or everything or owners_at > since else None
+            if since is None or everything:
+                return Changes(revision, None, owners)
             rows = await connection.execute(sa.select(KEYS.c.id).where(KEYS.c.revision > since))
-            return Changes(revision, tuple(str(id) for id in rows.scalars()))
+            return Changes(revision, tuple(str(id) for id in rows.scalars()), owners)
 
     async def aclose(self) -> None:
         """Close the pooled connections."""
-        await self._engine.dispose()
+        await self.database.aclose()
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[AsyncConnection]:
-        with _outage():
-            async with asyncio.timeout(self._timeout_s), self._engine.connect() as connection:
-                yield connection
+    async def _mark(self, id: str, by: By, action: str) -> KeyRecord:
+        async with self.database.changing(by) as change:
+            before = await _locked(change, id, retired_too=action == "revoke")
+            if action == "revoke":
+                after = msgspec.structs.replace(
+                    before,
+                    revoked_us=by.at_us if before.revoked_us is None else before.revoked_us,
+                    previous_hash=None,
+                    previous_until_us=None,
+                )
+            else:
+                first = by.at_us if before.suspended_us is None else before.suspended_us
+                after = msgspec.structs.replace(before, suspended_us=first if action == "suspend" else None)
+            await _write(change, after)
+            await change.audit(action, "key", id, {}, after.team)
+        return after
 
-    @asynccontextmanager
-    async def _change(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
-        """One transaction with a new revision, taken first: its row lock (in SQLite, the write lock) orders changes."""
-        with _outage():
-            async with asyncio.timeout(self._timeout_s + 5.0), self._engine.begin() as connection:
-                await connection.execute(sa.update(REVISION).values(revision=REVISION.c.revision + 1))
-                yield connection, int((await connection.execute(sa.select(REVISION.c.revision))).scalar_one())
 
-
-async def create_key(database_url: str, pepper: bytes, new: NewKey) -> MintedKey:
+async def create_key(database_url: str, pepper: bytes, new: NewKey, in_file: InFile | None = None) -> MintedKey:
     """Mint and store a key from a short-lived program (the command line). The database must be migrated.
 
     Raises:
         InvalidKey, WeakPepper, KeysUnavailable: see `KeyStore.create`.
     """
     async with aclosing(KeyStore(database_url)) as store:
-        return await store.create(pepper, new, time.time_ns() // 1000, secrets.token_bytes(RANDOM_BYTES))
+        minted, _ = await store.create(pepper, new, by_cli(), secrets.token_bytes(RANDOM_BYTES), in_file)
+        return minted
 
 
 async def list_keys(database_url: str) -> Sequence[KeyRecord]:
@@ -292,35 +266,63 @@ async def revoke_key(database_url: str, id: str) -> None:
         UnknownKey, KeysUnavailable: see `KeyStore.revoke`.
     """
     async with aclosing(KeyStore(database_url)) as store:
-        await store.revoke(id, time.time_ns() // 1000)
+        await store.revoke(id, by_cli())
 
 
-@contextmanager
-def _outage() -> Iterator[None]:
-    """Turn whatever a database driver raises into `KeysUnavailable`, without its text (it may hold an address)."""
-    try:
-        yield
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
-        raise KeysUnavailable("Keys cannot be checked at the moment.", detail=type(error).__name__) from error
+def by_cli() -> By:
+    """Who changes something from the command line, now."""
+    return By(_CLI, time.time_ns() // 1000)
 
 
-def _engine(database_url: str, timeout_s: float) -> AsyncEngine:
-    url = sa.make_url(database_url)
-    if url.get_backend_name() == "sqlite":
-        # The wait for another process's write lock, in seconds.
-        return create_async_engine(url, pool_size=1, max_overflow=1, pool_timeout=timeout_s, connect_args={"timeout": 5.0})
-    return create_async_engine(
-        url,
-        pool_size=2,
-        max_overflow=2,
-        pool_timeout=timeout_s,
-        pool_pre_ping=True,
-        connect_args={"timeout": timeout_s, "command_timeout": timeout_s},
-    )
+def _check(after: KeyRecord, fields: dict[str, object], now_us: int) -> None:
+    check_text("name", after.name, required=True)
+    check_text("team", after.team)
+    check_text("user", after.user)
+    check_models(after.models)
+    check_limits(after.limits)
+    check_scopes(after.scopes, after.team)
+    if "expires_us" in fields and after.expires_us is not None and after.expires_us <= now_us:
+        raise InvalidKey("expires: already past")
 
 
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+async def _find(connection: AsyncConnection, id: str) -> KeyRecord | None:
+    row = (await connection.execute(sa.select(KEYS).where(KEYS.c.id == id))).first()
+    return None if row is None else _record(row)
+
+
+async def _locked(change: Change, id: str, *, retired_too: bool = False) -> KeyRecord:
+    """The key in a transaction; the revision's lock keeps others from changing it."""
+    found = await _find(change.connection, id)
+    if found is None:
+        raise UnknownKey("no key has this id")
+    if found.revoked_us is not None and not retired_too:
+        raise KeyRetired("the key was revoked for good; mint another one")
+    return found
+
+
+async def _write(change: Change, record: KeyRecord) -> None:
+    values = {**_columns(record), "revision": change.revision}
+    await change.connection.execute(sa.update(KEYS).where(KEYS.c.id == record.id).values(values))
+
+
+def _told(record: KeyRecord) -> dict[str, object]:
+    fields = msgspec.structs.asdict(record)
+    return {name: fields[name] for name in ("name", "team", "user", "models", "limits", "scopes", "expires_us")}
+
+
+def _shown(fields: dict[str, object]) -> dict[str, object]:
+    """Fields as the audit row tells them."""
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in fields.items()}
+
+
+def _columns(record: KeyRecord) -> dict[str, object]:
+    fields = msgspec.structs.asdict(record)
+    return {
+        **fields,
+        "models": None if record.models is None else to_json(sorted(record.models)),
+        "limits": to_json(record.limits),
+        "scopes": to_json(sorted(record.scopes)),
+    }
 
 
 def _record(row: sa.Row[tuple[object, ...]]) -> KeyRecord:

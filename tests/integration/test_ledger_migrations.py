@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from gateway.auth import keystore
+from gateway.auth import tables
 from gateway.ledger import models
 from gateway.ledger.migrations import UnsupportedDatabase, migrate, sqlite_path, sync_url
 from tests.servers import PostgresServer
@@ -35,7 +35,7 @@ def test_the_tables_are_those_that_the_code_uses(url: str) -> None:
     migrate(url)
     engine = sa.create_engine(sync_url(url), poolclass=sa.NullPool)
     ours = sa.MetaData()
-    for metadata in (models.METADATA, keystore.METADATA):
+    for metadata in (models.METADATA, tables.METADATA):
         for table in metadata.tables.values():
             table.to_metadata(ours)
     with engine.connect() as connection:
