@@ -5,7 +5,7 @@ The file's win where a name is in both: that is an error at start, and can only 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -17,8 +17,9 @@ from gateway.domain.principal import LimitSpec
 
 def in_file(snapshot: Snapshot, kind: OwnerKind, name: str) -> bool:
     """Whether the configuration file has this name."""
-    declared: Mapping[str, object] = {"team": snapshot.teams, "organisation": snapshot.organisations, "user": snapshot.users}[kind]
-    return name in declared
+    if kind == "team":
+        return name in snapshot.teams
+    return name in (snapshot.organisations if kind == "organisation" else snapshot.users)
 
 
 def clashes(snapshot: Snapshot, owners: Iterable[Owner]) -> list[tuple[OwnerKind, str]]:

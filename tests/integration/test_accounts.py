@@ -1,6 +1,7 @@
 """Teams, organisations, users and the life of a key, in a real SQLite file and a real PostgreSQL."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -74,7 +75,7 @@ class Office:
 
     def random(self) -> bytes:
         self._count += 1
-        return self._count.to_bytes(keys.RANDOM_BYTES, "little")
+        return hashlib.sha512(self._count.to_bytes(4)).digest()[: keys.RANDOM_BYTES]
 
     async def mint(self, name: str = "k", **fields: object) -> tuple[str, str]:
         minted, _ = await self.keys.create(PEPPER, NewKey(name, **fields), BY, self.random(), self.in_file)  # type: ignore[arg-type]
