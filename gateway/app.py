@@ -46,9 +46,6 @@ from gateway.runtime.supervisor import Reload, Supervisor
 from gateway.runtime.worker import WorkerParts, run_worker
 from gateway.telemetry.sink import DirectSink, Sink
 
-#: Requests that may wait for slots of all deployments together.
-MAX_WAITING = 4096
-
 
 def serve(configuration: Configuration) -> int:
     """Run the gateway until it is told to stop; returns the exit status."""
@@ -161,7 +158,7 @@ def _gate(boot: Boot, log: DirectSink) -> ForkRole:
         run_gate,
         path=boot.gate_socket,
         workers=configuration.static.server.workers,
-        max_waiting=MAX_WAITING,
+        max_waiting=configuration.static.server.queue_length,
         metrics=configuration.static.telemetry.metrics.address,
         log=log,
     )

@@ -70,7 +70,9 @@ class Parts:
         self._keys = KeyStore(boot.configuration.ledger_url)
         self.auth = Authenticator(lambda: self._view.snapshot, self._keys, boot.pepper)
         self.gate: LocalGate | GateClient = (
-            GateClient(boot.gate_socket, index, incarnation, self.samples) if boot.gated else LocalGate()
+            GateClient(boot.gate_socket, index, incarnation, self.samples)
+            if boot.gated
+            else LocalGate(boot.configuration.static.server.queue_length)
         )
         self._request_log = RequestLog(sink)
         dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork

@@ -134,7 +134,7 @@ class Compiler:
             adds=frozenset(entry.capabilities.adds),
             lacks=frozenset(entry.capabilities.lacks),
             params=entry.params,
-            max_in_flight=entry.max_in_flight,
+            max_in_flight=self._in_flight(entry),
             timeouts=Timeouts(**entry.timeouts.model_dump()),
             price=_price(entry.price),
             keepalive_s=entry.keepalive_s,
@@ -142,6 +142,11 @@ class Compiler:
             verify_tls=entry.verify_tls,
             early_keepalive_s=entry.early_keepalive_s,
         )
+
+    def _in_flight(self, entry: DeploymentEntry) -> int | None:
+        """The stated bound; an engine gets one request more than it has slots, so that waiting is the gate's: fair."""
+        engine = self._dynamic.engines.get(entry.engine) if entry.engine is not None else None
+        return engine.slots + 1 if engine is not None and entry.max_in_flight is None else entry.max_in_flight
 
     def _place(self, path: KeyPath, entry: DeploymentEntry) -> None:
         """Exactly one place: a local engine, or a remote server."""

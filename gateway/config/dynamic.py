@@ -128,7 +128,9 @@ class EngineEntry(Entry):
     model: str = Field(min_length=1, description="path of the model file; a relative one starts at the configuration file")
     slots: int = Field(default=4, ge=1, le=256, description="requests that are computed at once")
     context: int = Field(default=4096, ge=32, le=2**24, description="tokens of prompt and answer that one slot holds")
-    queue: int = Field(default=64, ge=0, le=100_000, description="requests that may wait for a slot; more is a 503")
+    queue: int = Field(
+        default=64, ge=0, le=100_000, description="requests that may wait inside the engine beyond its slots; more is a 503"
+    )
     embedding: bool = Field(default=False, description="the model makes embeddings instead of text")
     threads: int | None = Field(
         default=None,
@@ -186,7 +188,10 @@ class DeploymentEntry(Entry):
     )
     capabilities: CapabilitiesEntry = Field(default_factory=CapabilitiesEntry, description="corrections to what it can do")
     max_in_flight: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="requests in progress there at once (default: no bound)"
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="requests in progress there at once; others wait fairly (default: no bound, on an engine its slots + 1)",
     )
     timeouts: TimeoutsEntry = Field(default_factory=TimeoutsEntry, description="how long it may take")
     price: PriceEntry = Field(default_factory=PriceEntry, description="what its tokens cost")

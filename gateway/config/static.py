@@ -74,6 +74,9 @@ class Server(Section):
     drain_delay_s: float = Field(
         default=0, ge=0, le=600, description="seconds between not ready and no longer listening, for load balancers to notice"
     )
+    queue_length: int = Field(
+        default=4096, ge=0, le=1_000_000, description="requests that may wait for full deployments; more is a 503"
+    )
     queue_wait_s: float = Field(
         default=30, ge=0, le=3600, description="seconds a request may wait for a full deployment; then a 503"
     )
