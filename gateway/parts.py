@@ -6,7 +6,7 @@ import asyncio
 import random
 import secrets
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gateway.config.loader import parse
 from gateway.config.problems import ConfigError
 from gateway.config.settings import Configuration
 from gateway.domain.ids import uuid7
+from gateway.domain.settlement import RuleState
 from gateway.edge.asgi import EdgeApp
 from gateway.edge.web import WebParts, web_app
 from gateway.gate.client import GateClient
@@ -29,6 +30,7 @@ from gateway.ledger.queries import keep_retention
 from gateway.limits.embedded_store import EmbeddedStore
 from gateway.limits.periods import LONGEST_PERIOD_US
 from gateway.limits.redis_store import RedisStore
+from gateway.limits.signals import labels
 from gateway.limits.spool import Spool
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
@@ -92,6 +94,7 @@ class Parts:
             report_bug=self._report_bug,
             mint_id=mint_id,
             on_outage=boot.configuration.static.redis.on_outage,
+            signal=self._signal,
         )
         web = web_app(WebParts(auth=self.auth, now_us=wall_us, snapshot=lambda: self._view.snapshot, not_ready=self.not_ready))
         self.app = EdgeApp(
@@ -108,6 +111,9 @@ class Parts:
             await self.limits.start()
             self.metrics.read(families.LIMITER_DEGRADED, lambda: 0.0 if self._redis.link.breaker.closed else 1.0)
             self.metrics.read(families.LEDGER_QUEUE, lambda: float(self._redis.settlements.kept))
+            self.metrics.read(families.LIMIT_OVERRUN, lambda: self._redis.settlements.overruns)
+            self.metrics.read(families.LIMIT_POISONED, lambda: self._redis.poisoned)
+            self.metrics.read(families.DEGRADED_ADMISSIONS, lambda: self._redis.degraded)
         elif self._ledger is not None:
             now_us = wall_us()
             self._ledger.start(now_us)
@@ -215,6 +221,12 @@ class Parts:
     def _observe(self, tally: Tally) -> None:
         self.metrics.observe(tally)
         self._request_log.observe(tally, wall_us())
+
+    def _signal(self, close: Sequence[RuleState], over: Sequence[RuleState]) -> None:
+        for state in close:
+            self.metrics.add(families.LIMIT_NEAR, *labels(state))
+        for state in over:
+            self.metrics.add(families.LIMIT_SHADOW, *labels(state))
 
     def _report_bug(self, id: str, bug: BaseException) -> None:
         self.sink.event("bug", request_id=id, error=repr(bug), trace="".join(traceback.format_exception(bug))[-4000:])

@@ -16,7 +16,6 @@ from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
 from gateway.domain.settlement import Reservation, Rule, RuleState, Settlement
-from gateway.limits.store import LimitExceeded
 from gateway.pipeline.house import House, View
 from gateway.pipeline.open_requests import OpenRequests
 from gateway.pipeline.settler import Settler
@@ -155,10 +154,11 @@ class FakeStore:
         self.admitted: list[tuple[str, tuple[Rule, ...]]] = []
         self.settled: list[Settlement] = []
         self.voided: list[str] = []
-        self.refuse: Callable[[Sequence[Rule]], LimitExceeded | None] = lambda rules: None
+        self.refuse: Callable[[Sequence[Rule]], Exception | None] = lambda rules: None
+        self.degraded = False
         self.delay_s = 0.0
 
-    def now_us(self):
+    def now_us(self) -> int:
         return 1_800_000_000_000_000
 
     async def admit(self, id: str, rules: Sequence[Rule], opening: object, lease_ms: int) -> Reservation:
@@ -167,6 +167,8 @@ class FakeStore:
         if refusal := self.refuse(rules):
             raise refusal
         self.admitted.append((id, tuple(rules)))
+        if self.degraded:
+            return Reservation(id, 1, tuple(rules), degraded=True)
         return Reservation(id, 1, tuple(rules), tuple(RuleState(rule, rule.limit - rule.cost, 1000) for rule in rules))
 
     async def renew(self, live: object) -> None:
@@ -244,6 +246,7 @@ class FakeHouse:
         self.gate = FakeGate()
         self.auth = FakeAuth(principal or Principal("key1"))
         self.seen: list[Tally] = []
+        self.signals: list[tuple[str, str]] = []
         self.bugs: list[BaseException] = []
         self.open_requests = OpenRequests()
         view = View(snapshot, self.catalog, 1 << 20)
@@ -257,4 +260,9 @@ class FakeHouse:
             open_requests=self.open_requests,
             report_bug=lambda _, bug: self.bugs.append(bug),
             mint_id=lambda _: f"id-{next(numbers)}",
+            signal=self._signal,
         )
+
+    def _signal(self, near: Sequence[RuleState], shadowed: Sequence[RuleState]) -> None:
+        self.signals += [("near", state.rule.name) for state in near]
+        self.signals += [("shadow", state.rule.name) for state in shadowed]

@@ -248,7 +248,7 @@ class Compiler:
             tiers=tuple(tuple(deployments[one] for one in tier if one in deployments) for tier in entry.tiers),
             policy=entry.policy,
             weights=dict(entry.weights),
-            context=entry.context,
+            context=self._context(entry, [deployments[one] for one in sorted(seen) if one in deployments]),
             default_output_tokens=entry.default_output_tokens,
             defaults=_sampling(entry.defaults),
             owned_by=entry.owned_by,
@@ -265,6 +265,11 @@ class Compiler:
             for name in sorted(stated - ((can | one.adds) - one.lacks)):
                 problem = f"the deployment {one.id!r} does not support it, and its rule is `params: reject`"
                 self._report((*path, "defaults", name), problem, "remove the default, or write params: drop there")
+
+    def _context(self, entry: ModelEntry, deployments: Iterable[Deployment]) -> int:
+        """The smallest context that is known of the model and of the engines behind it; 0 = none is."""
+        engines = [self._dynamic.engines[one.engine].context for one in deployments if one.engine in self._dynamic.engines]
+        return min([context for context in (entry.context, *engines) if context], default=0)
 
     def _capabilities(self, one: Deployment) -> Capabilities | None:
         """What its dialect or engine declares; None when a name is wrong, which is reported elsewhere."""

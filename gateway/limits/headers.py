@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.domain.settlement import RuleState
+from gateway.limits.rules import MAX_AMOUNT
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -32,7 +33,7 @@ def limit_headers(states: Sequence[RuleState]) -> Headers:
     for unit in ("requests", "tokens"):
         tightest: RuleState | None = None
         for state in states:
-            if state.rule.unit != unit:
+            if state.rule.unit != unit or state.rule.limit == MAX_AMOUNT:
                 continue
             if tightest is None or (state.remaining, -state.reset_ms) < (tightest.remaining, -tightest.reset_ms):
                 tightest = state

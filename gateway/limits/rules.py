@@ -111,6 +111,17 @@ def applying(limits: Sequence[LimitSpec], model: str) -> Sequence[LimitSpec]:
     return limits
 
 
+def owner_of(name: str) -> tuple[str, str]:
+    """Whose counter a rule's name is (`key`, `user`, `team`, `organisation`, `model`, `gateway`), and of which model.
+
+    The model is "" for a counter of all models together.
+    """
+    model = ""
+    if name.startswith("@"):
+        model, _, name = name[1:].partition(" ")
+    return name.partition(":")[0], model
+
+
 def bounds_output(limits: Iterable[LimitSpec]) -> bool:
     """Whether some limit needs to know beforehand how long the answer may be."""
     return any(spec.unit in GROWING and not spec.shadow for spec in limits)

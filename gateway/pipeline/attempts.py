@@ -15,6 +15,7 @@ from backends.core.events import Event, Failure, Started
 from backends.core.request import Job
 from gateway.gate.protocol import Gate, GatedDeployment, Slot
 from gateway.pipeline.clock import monotonic_us
+from gateway.pipeline.injected import blamed
 from gateway.pipeline.tally import AttemptRecord, Tally
 from gateway.routing.catalog import Place
 
@@ -115,7 +116,7 @@ class Attempts:
         except TimeoutError:
             failure = UpstreamTimeout("The model did not begin to answer in time.", detail=place.deployment.id)
         except GatewayError as error:  # a local engine refuses in its own words: BadRequest, Overloaded
-            failure = error
+            failure = blamed(error, self._tally.imposed_cap, self._tally.input_estimate)
         except BaseException as error:
             await self._leave(type(error), error, None)
             raise

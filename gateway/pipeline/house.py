@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import Principal
+from gateway.domain.settlement import RuleState
 from gateway.gate.protocol import Gate
 from gateway.limits.store import LimitStore
 from gateway.pipeline.open_requests import OpenRequests
@@ -49,3 +50,5 @@ class House:
 
     on_outage: Literal["deny", "allow"] = "deny"
     lease_ms: int = 15_000
+    signal: Callable[[Sequence[RuleState], Sequence[RuleState]], None] = lambda _near, _shadowed: None
+    """Counts what an admission told beside yes: limits nearly used up, and shadow limits that would have refused."""

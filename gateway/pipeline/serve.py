@@ -15,8 +15,9 @@ from backends.core.errors import (
     UpstreamTruncated,
 )
 from backends.core.request import GenerationRequest
-from gateway.domain.settlement import Outcome
+from gateway.domain.settlement import Outcome, Reservation
 from gateway.limits.headers import limit_headers
+from gateway.limits.signals import NEAR_HEADER, near, near_header, shadowed
 from gateway.pipeline.admission import admit
 from gateway.pipeline.attempts import Attempts
 from gateway.pipeline.clock import monotonic_us, wall_us
@@ -73,6 +74,7 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
     tally.call = call = await admit(house, view, call, tally)  # 429
     if tally.reservation is not None:
         x.response_headers += limit_headers(tally.reservation.states)
+        _signals(x, house, tally.reservation)
     if tally.imposed_cap:
         x.response_headers.append((b"x-switchyard-output-cap", str(tally.imposed_cap).encode()))
     async with Attempts(call.job, tiers, house.gate, tally, view.max_wait_s) as stream:
@@ -93,6 +95,17 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
         last = encoder.close()
         await house.settler.settled(tally)  # the slot is back before the client knows
         await x.finish(last)
+
+
+def _signals(x: Exchange, house: House, reservation: Reservation) -> None:
+    """Tell the client, and count, what an admission told beside yes."""
+    if reservation.degraded:
+        x.response_headers.append((b"x-switchyard-limits", b"degraded"))
+    close, over = near(reservation.states), shadowed(reservation.states)
+    if close:
+        x.response_headers.append((NEAR_HEADER, near_header(close)))
+    if close or over:
+        house.signal(close, over)
 
 
 async def _fail(x: Exchange, protocol: ClientProtocol, error: GatewayError) -> None:

@@ -1,7 +1,7 @@
 """The catalogue of metrics: names with units, labels, buckets, and how several processes' values become one.
 
-Labels are `model`, `deployment` and `outcome`, never a key, a user or anything that a client chose: models and
-deployments come from the configuration, outcomes from fixed lists. Durations are seconds (Prometheus, "Metric and
+Labels are `model`, `deployment`, `outcome`, `scope` and `unit`, never a key, a user or anything that a client chose:
+models and deployments come from the configuration, the others from fixed lists. Durations are seconds (Prometheus, "Metric and
 label naming").
 """
 
@@ -62,6 +62,18 @@ REFUSALS = Family(
 OPEN_STREAMS = Family("switchyard_open_streams", "Requests being answered now.", "gauge")
 LIMITER_DEGRADED = Family("switchyard_limiter_degraded", "1 while the limit store is out.", "gauge", merge="max")
 LIMIT_OVERRUN = Family("switchyard_limit_overrun_total", "Settlements above what was reserved.", "counter")
+LIMIT_NEAR = Family(
+    "switchyard_limit_near_total", "Admissions that left 20 % of a limit or less.", "counter", ("scope", "unit")
+)
+LIMIT_SHADOW = Family(
+    "switchyard_limit_shadow_refusals_total", "Admissions that a shadow limit would have refused.", "counter", ("scope", "unit")
+)
+LIMIT_POISONED = Family(
+    "switchyard_limit_poisoned_total", "Admissions that met a counter which holds what no script wrote.", "counter"
+)
+DEGRADED_ADMISSIONS = Family(
+    "switchyard_degraded_admissions_total", "Admissions let through uncounted while the limit store was out.", "counter"
+)
 LEDGER_QUEUE = Family("switchyard_ledger_queue_rows", "Ledger rows that are not yet acknowledged.", "gauge")
 CONFIG_FAILED = Family(
     "switchyard_config_reload_failed", "1 while the configuration file on disk is refused.", "gauge", merge="max"
@@ -77,6 +89,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(REQUESTS, DURATION, TTFT, ITL, INPUT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, OVERHEAD, LIMITER),
         *(QUEUE_WAIT, ATTEMPTS, FALLBACKS, REFUSALS, OPEN_STREAMS, LIMITER_DEGRADED, LIMIT_OVERRUN, LEDGER_QUEUE),
+        *(LIMIT_NEAR, LIMIT_SHADOW, LIMIT_POISONED, DEGRADED_ADMISSIONS),
         *(CONFIG_FAILED, LOG_DROPPED, QUEUE_DEPTH, SLOTS_IN_USE, SLOTS_LIMIT, WORKERS),
     )
 }

@@ -3,6 +3,7 @@ import pytest
 from gateway.domain.settlement import Rule, RuleState
 from gateway.limits.headers import duration, limit_headers, retry_headers
 from gateway.limits.refusal import refusal
+from gateway.limits.rules import MAX_AMOUNT
 from gateway.limits.store import LimitExceeded, QuotaExhausted
 
 
@@ -65,3 +66,22 @@ def test_a_refusal_says_which_limit_and_when_and_a_quota_is_insufficient_quota()
     quota = refusal(rules, 1, 1500, states)
     assert type(quota) is QuotaExhausted
     assert (quota.type, quota.code) == ("insufficient_quota", "insufficient_quota")
+
+
+def test_a_refusal_by_a_budget_says_how_much_money_is_left_and_when_it_begins_anew():
+    ends = 1_796_083_200_000_000  # 2026-12-01T00:00Z
+    month = Rule("@big team:red:nusd:2026-11", "quota", "nusd", 300 * 10**9, 5000, 500_000_000, ends_us=ends)
+    error = refusal((month,), 0, 5000, (RuleState(month, 120_000_001, 5000),))
+    assert error.message == (
+        "Limit of this team for the model 'big' reached: 300 USD in the month 2026-11, 0.120000001 USD left, 0.5 USD asked. "
+        "Please try again in 5s. It begins anew at 2026-12-01T00:00:00Z."
+    )
+    day = Rule("gateway:input_tokens:2026-11-21", "quota", "input_tokens", 9, 5000, 3, ends_us=ends)
+    assert "Limit of this gateway reached: 9 input tokens in the day 2026-11-21, 1 left, 3 asked." in (
+        refusal((day,), 0, 5000, (RuleState(day, 1, 5000),)).message
+    )
+
+
+def test_a_shadow_limit_is_not_shown_to_clients():
+    shadow = rule("tokens", MAX_AMOUNT)
+    assert limit_headers((RuleState(shadow, 5, 5000),)) == []

@@ -11,7 +11,7 @@ from backends.core.usage import Usage
 from gateway.domain.principal import LimitSpec, Principal
 from gateway.domain.route import Deployment, Price, Timeouts
 from gateway.domain.settlement import RuleState
-from gateway.limits.store import LimitExceeded
+from gateway.limits.store import LimitExceeded, PeriodOver
 from gateway.pipeline.serve import serve
 from tests.fakes import FakeBackend, FakeExchange, FakeHouse, FakeProtocol
 
@@ -27,9 +27,9 @@ def body(**fields):
 
 
 async def run(house, **fields):
-    x = FakeExchange(body(**fields))
+    x, before = FakeExchange(body(**fields)), len(house.seen)
     await serve(x, FakeProtocol(), house.house)
-    assert len(house.seen) == 1, "every way out is observed exactly once"
+    assert len(house.seen) == before + 1, "every way out is observed exactly once"
     assert len(house.store.settled) == len(house.store.admitted), "every admission is settled exactly once"
     assert house.gate.held == 0
     assert len(house.open_requests) == 0
@@ -253,6 +253,120 @@ async def test_a_stated_cap_is_never_changed():
     x = FakeExchange(body(cap=400))
     await serve(x, FakeProtocol(), house.house)
     assert (x.error.status, x.error.retry_after_ms) == (429, 1500)
+
+
+def only_left(store, left):
+    """The first rule refuses what is above `left`."""
+
+    def refuse(rules):
+        if rules[0].cost <= left:
+            return None
+        return LimitExceeded("no", rule=rules[0], retry_after_ms=1, states=(RuleState(rules[0], left, 1),))
+
+    store.refuse = refuse
+
+
+def sent_cap(house):
+    return house.catalog.places["d"].backend.jobs[-1].sampling.max_tokens
+
+
+async def test_a_stated_cap_is_clamped_where_the_limit_says_so_and_told():
+    spec = LimitSpec("key:k", "output_tokens", 500, 60_000, on_insufficient="clamp")
+    house = FakeHouse([[place(*HELLO)]], Principal("k", limits=(spec,)))
+    x = await run(house, cap=9000)  # above the whole limit: not even that is a 400
+    assert (sent_cap(house), dict(x.response_headers)[b"x-switchyard-output-cap"]) == (500, b"500")
+    only_left(house.store, 70)
+    x = await run(house, cap=400)
+    assert (sent_cap(house), dict(x.response_headers)[b"x-switchyard-output-cap"]) == (70, b"70")
+    x = await run(house, cap=60)
+    assert (sent_cap(house), b"x-switchyard-output-cap" in dict(x.response_headers)) == (60, False)
+    only_left(house.store, 15)  # less than 16 is no answer
+    x = await run(house, cap=400)
+    assert x.error.status == 429
+
+
+async def test_a_clamping_limit_does_not_weaken_one_that_rejects():
+    specs = (
+        LimitSpec("key:k", "tokens", 500, 60_000),
+        LimitSpec("key:k", "output_tokens", 500, 60_000, on_insufficient="clamp"),
+    )
+    house = FakeHouse([[place(*HELLO)]], Principal("k", limits=specs))
+    only_left(house.store, 100)
+    x = await run(house, cap=300)
+    assert x.error.status == 429
+
+
+async def test_money_bounds_our_cap_by_the_highest_price_of_the_route():
+    spec = LimitSpec("team:t", "nusd", 10_000_000, 60_000)
+    cheap, dear = Price(1_000, 1_000, 1_000), Price(2_000_000, 1_000_000, 10_000_000)
+    house = FakeHouse([[place(*HELLO, price=cheap)], [place(*HELLO, id="other", price=dear)]], Principal("k", limits=(spec,)))
+    await run(house)
+    ((_, (rule,)),) = house.store.admitted
+    assert rule.cost <= rule.limit
+    assert rule.cost > rule.limit - 10_000  # the largest cap that the budget pays at the highest price
+    assert house.store.settled[0].actual == (house.store.settled[0].row.cost_nusd,)
+
+
+async def test_the_models_own_limits_count_whoever_asks():
+    house = FakeHouse([[place(*HELLO)]], limits=(LimitSpec("model:m", "requests", 5, 60_000),))
+    await run(house)
+    assert [rule.name for rule in house.store.admitted[0][1]] == ["model:m:requests:60000"]
+
+
+async def test_a_period_that_ends_under_way_is_charged_anew():
+    house = FakeHouse([[place(*HELLO)]], Principal("k", limits=(LimitSpec("key:k", "requests", 5, period="day"),)))
+    times = iter([1_800_000_000_000_000, 1_800_100_000_000_000])
+    house.store.now_us = lambda: next(times)
+    seen = []
+
+    def refuse(rules):
+        seen.append(rules[0].name)
+        return PeriodOver() if len(seen) == 1 else None
+
+    house.store.refuse = refuse
+    await run(house)
+    assert seen == ["key:k:requests:2027-01-15", "key:k:requests:2027-01-16"]
+    assert len(house.store.settled) == 1
+
+
+async def test_periods_that_end_without_end_are_an_outage_not_a_hang():
+    house = FakeHouse([[place(*HELLO)]], Principal("k", limits=(LimitSpec("key:k", "requests", 5, period="day"),)))
+    house.store.refuse = lambda rules: PeriodOver()
+    x = await run(house)
+    assert (x.error.status, x.error.code) == (503, "limits_unavailable")
+    assert house.store.settled == house.store.voided == []
+
+
+async def test_a_backend_that_refuses_the_cap_we_chose_is_a_502_and_another_is_tried():
+    rejection = UpstreamRejected("max_tokens is too large", param="max_tokens")
+    house = FakeHouse([[place(rejection)]], TPM)
+    x = await run(house)
+    assert (x.error.status, x.error.code) == (502, "output_cap_refused")
+    assert house.store.settled[0].actual == (0,)
+    x = await run(house, cap=20)
+    assert (x.error.status, x.error.param) == (400, "max_tokens")
+    house = FakeHouse([[place(rejection)], [place(*HELLO, id="other")]], TPM)
+    assert (await run(house)).error is None
+
+
+async def test_near_limits_and_a_degraded_store_are_told():
+    house = FakeHouse([[place(*HELLO)]], Principal("k", limits=(LimitSpec("key:k", "requests", 1, 60_000),)))
+    x = await run(house)
+    told = dict(x.response_headers)
+    assert told[b"x-switchyard-limit-near"] == b"key;unit=requests;limit=1;remaining=0;reset=1s"
+    assert b"x-switchyard-limits" not in told
+    assert house.signals == [("near", "key:k:requests:60000")]
+    house.store.degraded = True
+    x = await run(house)
+    assert dict(x.response_headers)[b"x-switchyard-limits"] == b"degraded"
+
+
+async def test_a_shadow_limit_lets_through_and_is_counted():
+    spec = LimitSpec("key:k", "requests", 0, 60_000, shadow=True)
+    house = FakeHouse([[place(*HELLO)]], Principal("k", limits=(spec,)))
+    x = await run(house)
+    assert x.error is None
+    assert house.signals == [("shadow", "key:k:requests:60000")]
 
 
 async def test_no_cap_is_imposed_where_nothing_asks_for_one():

@@ -81,8 +81,9 @@ def test_an_unknown_model_is_other_and_a_refusal_has_its_reason() -> None:
     assert b"not-a-label" not in exposition(metrics.dump())
 
 
-def test_labels_are_only_the_three() -> None:
-    assert {label for family in f.FAMILIES.values() for label in family.labels} == {"model", "deployment", "outcome"}
+def test_labels_are_only_the_five() -> None:
+    labels = {label for family in f.FAMILIES.values() for label in family.labels}
+    assert labels == {"model", "deployment", "outcome", "scope", "unit"}
     assert all(name.startswith("switchyard_") for name in f.FAMILIES)
 
 

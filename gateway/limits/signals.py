@@ -1,0 +1,48 @@
+"""What an admission tells beside yes: which limits are nearly used up, and which shadow limits would have refused. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.domain.settlement import RuleState
+from gateway.limits.headers import duration
+from gateway.limits.rules import MAX_AMOUNT, owner_of
+
+#: A limit is near when this much of it, in percent, is used or reserved.
+NEAR_PERCENT = 80
+NEAR_HEADER = b"x-switchyard-limit-near"
+
+
+def near(states: Sequence[RuleState]) -> list[RuleState]:
+    """The rules of an admission of which 80 % or more are taken. Slots are not told: they come and go all the time."""
+    return [
+        state
+        for state in states
+        if state.remaining * 100 <= state.rule.limit * (100 - NEAR_PERCENT)
+        and state.rule.kind != "lease"
+        and state.rule.limit < MAX_AMOUNT
+    ]
+
+
+def shadowed(states: Sequence[RuleState]) -> list[RuleState]:
+    """The rules of an admission that a shadow limit would have refused."""
+    return [
+        state for state in states if state.rule.shadow is not None and state.rule.limit - state.remaining > state.rule.shadow
+    ]
+
+
+def labels(state: RuleState) -> tuple[str, str]:
+    """A rule's scope and unit, from fixed lists, for metrics: never whose it is."""
+    owner, model = owner_of(state.rule.name)
+    return (f"{owner}_model" if model else owner), state.rule.unit
+
+
+def near_header(states: Sequence[RuleState]) -> bytes:
+    """A list as of RFC 8941: `key;unit=tokens;limit=1000;remaining=120;reset=23s, team_model;unit=nusd;…`."""
+    parts = []
+    for state in states:
+        scope, unit = labels(state)
+        parts.append(
+            f"{scope};unit={unit};limit={state.rule.limit};remaining={state.remaining};reset={duration(state.reset_ms)}"
+        )
+    return ", ".join(parts).encode()
