@@ -35,7 +35,9 @@ def test_beside_decodes_a_step_is_stretched_no_further_than_said() -> None:
     pace.observe(0, 100, 0.1)  # 1 ms a token
     pace.observe(1, 0, 0.008)
     assert pace.budget(1) == 16  # 8 ms + 16 ms
+    assert pace.budget(1, 2) == 40, "two wait for one: twice the stretch"
     pace.observe(8, 0, 0.1)
+    assert pace.budget(8, 2) == 64
     assert pace.budget(8) == 64
     pace.observe(1, 0, 0.0001)
     for _ in range(50):

@@ -120,7 +120,8 @@ class LlamaCppEngine:
         """One llama_decode and what it brings; as `Engine`."""
         began = time.monotonic()
         self._admit()
-        budget = self._pace.budget(sum(not sequence.prefilling for sequence in self._running))
+        prefilling = sum(sequence.prefilling for sequence in self._running)
+        budget = self._pace.budget(len(self._running) - prefilling, prefilling)
         planned, by_slot = self._plan(budget)
         if not planned.rows:
             return ()

@@ -60,8 +60,9 @@ class Pace:
     """How many prompt tokens a step may take: learnt from how long steps took, because machines differ by 1,000.
 
     Alone, prompts get `alone` tokens a step, always: equal requests then make equal batches and equal answers. Beside
-    decoding sequences they get what is thought to make the step at most `stretch` times as long as without them, and
-    at least `least` tokens, at most `beside`.
+    decoding sequences they get what is thought to make the step at most `stretch` times as long as without them (more,
+    when more prompts wait than sequences decode: holding up one to let seven begin is a gain), and at least `least`
+    tokens, at most `beside`.
     """
 
     #: Weight of a new observation.
@@ -76,14 +77,15 @@ class Pace:
         self._decode_s: dict[int, float] = {}
         self._token_s: float | None = None
 
-    def budget(self, decoding: int) -> int:
-        """Prompt tokens for a step beside this many decoding sequences."""
+    def budget(self, decoding: int, prefilling: int = 1) -> int:
+        """Prompt tokens for a step beside this many decoding sequences, for this many prompts."""
         if not decoding:
             return self._alone
         step_s = self._expected_s(decoding)
         if step_s is None or not self._token_s:
             return min(self._beside, max(self._least, 16))
-        return max(self._least, min(self._beside, int(step_s * (self._stretch - 1) / self._token_s)))
+        stretch = self._stretch * max(1.0, prefilling / decoding)
+        return max(self._least, min(self._beside, int(step_s * (stretch - 1) / self._token_s)))
 
     def observe(self, decode: int, prefill: int, seconds: float) -> None:
         """A step of this many decode rows and prompt tokens took so long."""

@@ -26,7 +26,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding: bool = False
     threads: Positive | None = None
     batch: Rows = 128
-    beside: Annotated[int, msgspec.Meta(ge=4, le=65_536)] = 64
+    beside: Annotated[int, msgspec.Meta(ge=4, le=65_536)] = 128
     stretch: Annotated[float, msgspec.Meta(gt=1.0, le=100.0)] = 2.5
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1, le=10_000)] = 0
     mmap: bool = True
