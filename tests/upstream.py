@@ -13,9 +13,12 @@ import queue
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -180,21 +183,21 @@ async def upstream_server() -> AsyncIterator[Upstream]:
 
 
 @contextmanager
-def upstream_in_thread() -> Iterator[Upstream]:
-    """The same in a thread and loop of its own, for several tests; read `seen`, change nothing."""
-    started: queue.SimpleQueue[tuple[Upstream, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
+def in_thread(make: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """A server in a thread and loop of its own, for several tests: read what it noted, change nothing."""
+    started: queue.SimpleQueue[tuple[T, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
 
     async def main() -> None:
-        async with upstream_server() as upstream:
+        async with make() as server:
             stop = asyncio.Event()
-            started.put((upstream, asyncio.get_running_loop(), stop))
+            started.put((server, asyncio.get_running_loop(), stop))
             await stop.wait()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    upstream, loop, stop = started.get(timeout=10)
+    server, loop, stop = started.get(timeout=10)
     try:
-        yield upstream
+        yield server
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)

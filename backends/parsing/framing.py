@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from backends.parsing.sse import SseEvent, SseParser
 
-#: Largest JSON body in bytes; the transport has its own bound too.
-MAX_BODY_BYTES = 256 * 1024 * 1024
+#: Largest JSON body in bytes: as much as `backends.remote.backend` lets through where no stream was asked for.
+MAX_BODY_BYTES = 64 * 1024 * 1024
 #: First bytes of `data`, `:`, `event` or `error`, `id`, `retry`, and of a byte order mark.
 _SSE_BEGINS = b"d:eir\xef"
 

@@ -16,7 +16,7 @@ import pytest
 from tests.gateway_process import GatewayProcess, declared_key
 from tests.raw_client import Manner, RawClient
 from tests.servers import RedisServer
-from tests.upstream import Upstream, upstream_in_thread
+from tests.upstream import Upstream, in_thread, upstream_server
 
 ONE, OTHER = "sk-leaving-one-0123456789abcdef", "sk-leaving-other-0123456789abcdef"
 REMOTE = ["words-3", "words-3-t30000", "words-500-d20", "words-600-k64"]
@@ -48,7 +48,7 @@ def tree(upstream: Upstream, folder: Path, workers: int, redis: RedisServer | No
 def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("leaving")
     redis = RedisServer(tmp_path_factory.mktemp("redis")).start() if request.param == "two_workers" else None
-    with upstream_in_thread() as upstream:
+    with in_thread(upstream_server) as upstream:
         config = tree(upstream, folder, 2 if redis else 1, redis)
         with GatewayProcess(folder, config, {"SY_PEPPER": "p" * 40}) as process:
             process.upstream = upstream
