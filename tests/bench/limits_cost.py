@@ -7,6 +7,7 @@ Prints the least and the middle of 60 batches of 64; the least is what holds on 
 from __future__ import annotations
 
 import asyncio
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -39,8 +40,12 @@ def middle(values: list[float]) -> str:
     return f"{values[1]:6.1f} {values[len(values) // 2]:6.1f}"
 
 
-async def measure(server: RedisServer, count: int) -> None:
-    """One line of figures, µs each."""
+#: What `measure` gives, in this order.
+NAMES = ("redis admit", "redis settle", "worker admit", "worker settle")
+
+
+async def measure(server: RedisServer, count: int) -> list[list[float]]:
+    """Every batch's figures, µs each."""
     client = redis.Redis.from_url(server.url)
 
     def redis_us() -> float:
@@ -68,8 +73,13 @@ async def measure(server: RedisServer, count: int) -> None:
             for half in (0, 1):
                 figures[half].append((marks[half + 1][0] - marks[half][0]) / BATCH)
                 figures[2 + half].append((marks[half + 1][1] - marks[half][1]) * 1e6 / BATCH)
-    names = ("redis admit", "redis settle", "worker admit", "worker settle")
-    print(f"{count:2d} rules: " + "   ".join(f"{name} {middle(v)}" for name, v in zip(names, figures, strict=True)))
+    return figures
+
+
+def pair_us(server: RedisServer) -> float:
+    """CPU µs of Redis for one admission and its settlement by 4 rules, the median over batches."""
+    admit, settle, *_ = asyncio.run(measure(server, 4))
+    return statistics.median(a + s for a, s in zip(admit, settle, strict=True))
 
 
 def main() -> None:
@@ -78,7 +88,9 @@ def main() -> None:
         server = RedisServer(Path(folder)).start()
         try:
             for count in (1, 4, 12):
-                asyncio.run(measure(server, count))
+                figures = asyncio.run(measure(server, count))
+                told = "   ".join(f"{name} {middle(v)}" for name, v in zip(NAMES, figures, strict=True))
+                print(f"{count:2d} rules: {told}")
         finally:
             server.kill()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.accounting import cpu_between, cpu_times, pss_kib, tree
+from tests.bench.engine_part import Round, compared, figures, rounds_table
 from tests.bench.figures import Figure, cpu_us, errors, speed
 from tests.bench.report import BEGIN, END, figures_table, page, scenarios_table
 from tests.bench.rounds import Sample, order
@@ -81,11 +82,11 @@ def test_scenarios_are_chosen_by_name():
 def test_a_ratio_is_that_of_the_medians():
     ours = [sample(0.3, all_ok=1000), sample(9.0, all_ok=1000), sample(0.2, all_ok=1000)]
     nginx = [sample(0.02, all_ok=1000), sample(0.03, all_ok=1000), sample(0.04, all_ok=1000)]
-    figures = {f.name: f for f in speed({"ns64": {"gateway": ours, "nginx": nginx}})}
-    figure = figures["CPU per request, 64 connections"]
+    told = {f.name: f for f in speed({"ns64": {"gateway": ours, "nginx": nginx}})}
+    figure = told["CPU per request, 64 connections"]
     assert figure.value == pytest.approx(10)
     assert (figure.meets(figure.bar), figure.meets(figure.target)) == (True, False)
-    assert figures["added latency, p50, 50 requests/s"].value is None
+    assert told["added latency, p50, 50 requests/s"].value is None
 
 
 def test_a_stream_costs_by_its_chunks_and_redis_by_requests():
@@ -94,9 +95,9 @@ def test_a_stream_costs_by_its_chunks_and_redis_by_requests():
         "ns64": {"gateway": [sample(1.0, 0.05, all_ok=1000)]},
     }
     assert cpu_us(samples, "st64", "gateway") == pytest.approx(20)
-    figures = {f.name: f.value for f in speed(samples)}
-    assert figures["Redis CPU per request, 4 rules, 64 connections"] == pytest.approx(50)
-    assert figures["CPU per request, 64 connections"] is None  # no nginx, no ratio
+    told = {f.name: f.value for f in speed(samples)}
+    assert told["Redis CPU per request, 4 rules, 64 connections"] == pytest.approx(50)
+    assert told["CPU per request, 64 connections"] is None  # no nginx, no ratio
 
 
 def test_a_round_without_an_answer_is_no_figure():
@@ -105,8 +106,8 @@ def test_a_round_without_an_answer_is_no_figure():
 
 def test_added_times_are_differences_in_ms():
     samples = {"st1": {"direct": [sample(ttft_p50_us=100)], "gateway": [sample(ttft_p50_us=700)]}}
-    figures = {f.name: f for f in speed(samples)}
-    assert figures["added time to first token, p50, 1 stream"].value == pytest.approx(0.6)
+    told = {f.name: f for f in speed(samples)}
+    assert told["added time to first token, p50, 1 stream"].value == pytest.approx(0.6)
 
 
 def test_verdicts_say_met_missed_or_nothing():
@@ -130,3 +131,19 @@ def test_only_the_measured_part_of_a_page_is_replaced():
     second = page(first + "\nWords after.\n", "two")
     assert "one" not in second and second.index("two") < second.index(END) < second.index("Words after.")
     assert page(second, "two") == second
+
+
+def test_the_pool_is_compared_round_by_round_with_the_server_in_the_same_manner():
+    rounds = {
+        8: {
+            "pool": [Round(90, 60), Round(200, 50), Round(110, 55)],
+            "server": [Round(100, 50), Round(100, 50), Round(100, 50)],
+            "gateway": [Round(80, 40)] * 3,
+            "server, streamed": [Round(50, 25)] * 3,
+            "gateway, streamed": [Round(45, 25)] * 3,
+        }
+    }
+    assert compared(rounds, 8, "pool") == pytest.approx((1.1, 1.1))
+    assert [figure.value for figure in figures(rounds)] == pytest.approx([1.1, 0.8, 0.9])
+    assert [figure.meets(figure.bar) for figure in figures(rounds)] == [True, False, True]
+    assert "1.10 / 1.10" in rounds_table(rounds)
