@@ -1,0 +1,129 @@
+"""A whole gateway whose Redis is paused or killed: the stated policy, the stated time, never above a limit, no restart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.gateway_process import GatewayProcess, declared_key
+from tests.servers import RedisServer
+from tests.upstream import in_thread, upstream_server
+
+pytestmark = pytest.mark.redis
+DENY, ALLOW, FREE, FIVE = (f"sk-outage-{name}-0123456789abcdef" for name in ("deny", "allow", "free", "five"))
+TIMEOUT_S = 0.2
+#: What a busy test machine may add to a request.
+SLACK_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    redis = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    many = {"requests": 10_000, "per": "minute"}
+    with in_thread(upstream_server) as upstream:
+        tree = {
+            "server": {"workers": 2},
+            "redis": {"url": redis.url, "timeout_ms": int(TIMEOUT_S * 1000)},
+            "auth": {"pepper": "env:SY_PEPPER"},
+            "deployments": {"words-3": {"dialect": "openai_compatible", "base_url": upstream.url, "model": "words-3"}},
+            "models": {"words-3": {"tiers": [["words-3"]]}},
+            "keys": {
+                "declared": [
+                    declared_key("deny", DENY, limits=[many]),
+                    declared_key("allow", ALLOW, limits=[{**many, "on_outage": "allow"}]),
+                    declared_key("free", FREE),
+                    declared_key("five", FIVE, limits=[{"requests": 5, "per": "hour"}]),
+                ]
+            },
+        }
+        with GatewayProcess(tmp_path_factory.mktemp("outage"), tree, {"SY_PEPPER": "p" * 40}) as process:
+            process.redis = redis
+            process.start()
+            yield process
+    redis.kill()
+
+
+async def ask(gateway: GatewayProcess, key: str) -> tuple[int, float, httpx.Response]:
+    """Status, seconds and answer of one request on a connection of its own."""
+    body = {"model": "words-3", "messages": [{"role": "user", "content": "hi"}]}
+    async with httpx.AsyncClient(timeout=20, headers={"authorization": f"Bearer {key}"}) as http:
+        began = time.monotonic()
+        answer = await http.post(gateway.url + "/v1/chat/completions", json=body)
+        return answer.status_code, time.monotonic() - began, answer
+
+
+async def again(gateway: GatewayProcess, key: str, within_s: float = 8.0) -> None:
+    """Every worker admits again."""
+    deadline = time.monotonic() + within_s
+    in_a_row = 0
+    while in_a_row < 12:
+        status, _, answer = await ask(gateway, key)
+        in_a_row = in_a_row + 1 if status == 200 else 0
+        assert time.monotonic() < deadline, answer.text
+
+
+async def outage(gateway: GatewayProcess) -> None:
+    """Each policy, on every worker."""
+    asked = [(key, *await ask(gateway, key)) for _ in range(6) for key in (DENY, ALLOW, FREE)]
+    for key, status, took_s, answer in asked:
+        assert status == (503 if key == DENY else 200), answer.text
+        assert took_s < TIMEOUT_S + SLACK_S
+        if key == DENY:
+            assert answer.json()["error"]["code"] == "limits_unavailable"
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "redis" not in answer.text.lower() and str(gateway.redis.port) not in answer.text
+    assert gateway.metric("switchyard_limiter_degraded") == 1
+
+
+async def test_a_paused_redis_adds_no_more_than_its_timeout(gateway: GatewayProcess) -> None:
+    assert [(await ask(gateway, key))[0] for key in (DENY, ALLOW, FREE)] == [200] * 3
+    gateway.redis.pause()
+    try:
+        await outage(gateway)
+    finally:
+        gateway.redis.resume()
+    await again(gateway, DENY)
+    assert gateway.metric("switchyard_limiter_degraded") == 0
+
+
+async def test_a_killed_redis_comes_back_without_a_restart_and_no_row_is_lost(gateway: GatewayProcess) -> None:
+    since = time.time_ns() // 1000
+    gateway.redis.kill()
+    await outage(gateway)
+    assert gateway.get("/health/live")[0] == 200
+    gateway.redis.start()
+    await again(gateway, DENY)
+    rows = await asyncio.to_thread(gateway.rows, 12 + 12, since_us=since, within_s=10)
+    assert Counter(row["key_id"] for row in rows if row["key_id"] != "deny") == {"allow": 6, "free": 6}
+
+
+async def test_pauses_never_let_more_through_than_the_limit(gateway: GatewayProcess) -> None:
+    statuses: Counter[int] = Counter()
+    stop = asyncio.Event()
+
+    async def hammer() -> None:
+        while not stop.is_set():
+            statuses[(await ask(gateway, FIVE))[0]] += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(hammer())
+        for _ in range(4):
+            gateway.redis.pause()
+            await asyncio.sleep(0.3)
+            gateway.redis.resume()
+            await asyncio.sleep(0.5)
+        stop.set()
+    await again(gateway, DENY)
+    while (status := (await ask(gateway, FIVE))[0]) == 200:
+        statuses[status] += 1
+    assert status == 429
+    assert statuses[200] <= 5
+    assert set(statuses) <= {200, 429, 503}
+    used = (await ask(gateway, FIVE))[2]
+    assert used.headers["x-ratelimit-remaining-requests"] == "0"
