@@ -10,13 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
+
+import msgspec
 
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import Dialect
 from backends.dialects import llamacpp
+from backends.dialects.lightllm import LightLlm
 from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.ollama import Ollama
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
+from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
+from backends.dialects.tgi import Tgi
+from backends.dialects.triton import Triton, TritonOptions
 from backends.remote.rendering import PromptServer
 
 _NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
@@ -119,17 +126,31 @@ _QUIRKS = (
     ),
 )
 
+#: No options at all.
+NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 #: Quirks by name.
 QUIRKS: Mapping[str, Quirks] = MappingProxyType({quirks.name: quirks for quirks in _QUIRKS})
 #: What makes a dialect from its quirks ("" = none stated).
-DIALECTS: Mapping[str, Callable[[str], Dialect]] = MappingProxyType(
+DIALECTS: Mapping[str, Callable[[], Dialect]] = MappingProxyType(
     {
-        "openai_compatible": lambda quirks: OpenAICompatible(_quirks(quirks or "openai")),
-        "llamacpp": lambda quirks: _plain("llamacpp", LlamaCpp(), quirks),
-        "ollama": lambda quirks: _plain("ollama", Ollama(), quirks),
+        "openai_compatible": lambda: OpenAICompatible(QUIRKS["openai"]),
+        "llamacpp": LlamaCpp,
+        "llamacpp_legacy": LlamaCpp.legacy,
+        "ollama": Ollama,
+        "tgi": Tgi,
+        "triton": Triton,
+        "sglang": Sglang,
+        "lmdeploy": LmDeploy,
+        "lightllm": LightLlm,
     }
 )
-_PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
+#: Dialects that a deployment tells more of its server: the options' type, and what makes the dialect from them.
+_WITH_OPTIONS: Mapping[str, tuple[type[msgspec.Struct], Callable[[Any], Dialect]]] = MappingProxyType(
+    {"triton": (TritonOptions, Triton), "sglang": (SglangOptions, Sglang)}
+)
+#: The header that carries the credential, where it is not `authorization`.
+_CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({})
+_PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp, "llamacpp_legacy": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
     {
@@ -153,16 +174,33 @@ ENGINES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def dialect(name: str, quirks: str = "") -> Dialect:
-    """The dialect of that name, with that server's quirks.
+def dialect(name: str, quirks: str = "", options: Mapping[str, object] = NO_OPTIONS) -> Dialect:
+    """The dialect of that name, with that server's quirks and options.
 
     Raises:
-        ValueError: unknown dialect or quirks; the known ones are named.
+        ValueError: unknown dialect, quirks or option, or an option of a wrong type; the known ones are named.
     """
     make = DIALECTS.get(name)
     if make is None:
         raise ValueError(f"unknown dialect {name!r}; known: {', '.join(sorted(DIALECTS))}")
-    return make(quirks)
+    if quirks and name != "openai_compatible":
+        raise ValueError(f"dialect {name!r} has no quirks, {quirks!r} was given")
+    if options and name not in _WITH_OPTIONS:
+        raise ValueError(f"dialect {name!r} has no options")
+    if name in _WITH_OPTIONS:
+        kind, build = _WITH_OPTIONS[name]
+        return build(msgspec.convert(dict(options), type=kind))
+    return OpenAICompatible(_quirks(quirks)) if quirks else make()
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The options that a dialect knows, by name."""
+    return _WITH_OPTIONS[name][0].__struct_fields__ if name in _WITH_OPTIONS else ()
+
+
+def credential_header(name: str) -> str:
+    """The header that carries a deployment's credential in this dialect."""
+    return _CREDENTIAL_HEADERS.get(name, "authorization")
 
 
 def prompt_server(dialect_name: str) -> PromptServer | None:
@@ -185,9 +223,3 @@ def _quirks(name: str) -> Quirks:
     if name not in QUIRKS:
         raise ValueError(f"unknown quirks {name!r}; known: {', '.join(sorted(QUIRKS))}")
     return QUIRKS[name]
-
-
-def _plain(name: str, made: Dialect, quirks: str) -> Dialect:
-    if quirks:
-        raise ValueError(f"dialect {name!r} has no quirks, {quirks!r} was given")
-    return made

@@ -57,10 +57,12 @@ class Backends:
             await client.aclose()
 
     def _remote(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
-        dialect = registry.dialect(deployment.dialect, deployment.quirks)
+        dialect = registry.dialect(deployment.dialect, deployment.quirks, deployment.options)
         transport = HttpPool(
             Origin.parse(deployment.base_url),
-            credential=Credential(deployment.credential) if deployment.credential else None,
+            credential=Credential(deployment.credential, registry.credential_header(deployment.dialect))
+            if deployment.credential
+            else None,
             tls=None if deployment.verify_tls else tls_context(verify=False),
             keepalive_s=deployment.keepalive_s,
         )

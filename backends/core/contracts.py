@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -12,6 +13,9 @@ from backends.core.capabilities import Capabilities
 from backends.core.errors import BackendError
 from backends.core.events import Event
 from backends.core.request import Job, Prompt
+
+#: Of a response whose headers are not known.
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True):
@@ -61,8 +65,12 @@ class Dialect(Protocol):
     def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
         """The request for a job. Idempotent. `job.model` is the upstream's name of the model."""
 
-    def decoder(self, job: Job) -> Decoder:
-        """A fresh decoder of a 2xx response's body."""
+    def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
+        """A fresh decoder of a 2xx response's body.
+
+        `prompts` as they were given to `encode` (some servers repeat the prompt in the answer); `headers` are the
+        response's, names in lower case (TGI tells a prompt's tokens only there).
+        """
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for. `headers` have lower-case names; `body` may be cut short."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
-from backends.core.contracts import Decoder, UpstreamRequest
+from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, UpstreamProtocol
 from backends.core.events import Candidate, Event, Failure, Finish, FinishReason, Started, TextDelta, TokenLogprob
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Prompt, Tool
@@ -57,6 +57,14 @@ class LlamaCpp:
     needs_prompt = True
     capabilities = CAPABILITIES
 
+    @classmethod
+    def legacy(cls) -> LlamaCpp:
+        """For servers of 2023 and 2024, and PowerInfer's: the same words, but one choice a prompt and older logprobs."""
+        made = cls()
+        made.name = "llamacpp_legacy"
+        made.capabilities = CAPABILITIES - {"n", "logprobs"}
+        return made
+
     def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
         """The request for a job.
 
@@ -90,7 +98,7 @@ class LlamaCpp:
             body["json_schema"] = {"type": "object"}
         return _post("/completion", body)
 
-    def decoder(self, job: Job) -> Decoder:
+    def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
         return _Embeddings(job) if isinstance(job, EmbeddingRequest) else _Completions(job)
 

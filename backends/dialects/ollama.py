@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from backends.core.capabilities import OPENAI_SAMPLING, Capabilities
-from backends.core.contracts import Decoder, UpstreamRequest
+from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, BadRequest, UnsupportedParameter
 from backends.core.events import Event, Failure, Finish, FinishReason, ReasoningDelta, Started, TextDelta
 from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt
@@ -129,7 +129,7 @@ class Ollama:
             body["think"] = _THINK.get(job.reasoning_effort, True)
         return _post("/api/generate" if prompts else "/api/chat", body)
 
-    def decoder(self, job: Job) -> Decoder:
+    def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
         return _Embeddings(job) if isinstance(job, EmbeddingRequest) else _Generations(job)
 

@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
-from backends.core.contracts import Decoder, UpstreamRequest
+from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError
 from backends.core.request import (
     EmbeddingRequest,
@@ -140,7 +140,7 @@ class OpenAICompatible:
         path = "/completions" if prompts else "/chat/completions"
         return UpstreamRequest("POST", path, _JSON, msgspec.json.encode(body))
 
-    def decoder(self, job: Job) -> Decoder:
+    def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
         return EmbeddingDecoder(job) if isinstance(job, EmbeddingRequest) else GenerationDecoder(job, self.quirks)
 

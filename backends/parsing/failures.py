@@ -51,6 +51,8 @@ _BY_NAME = {
     "permission_error": 403, "rate_limit_error": 429, "rate_limit_exceeded": 429, "insufficient_quota": 429, "overloaded": 429,
     "overloaded_error": 529, "unavailable_error": 503, "serviceunavailableerror": 503, "timeout_error": 504,
 }  # fmt: skip
+#: TGI's names of a generation that broke off.
+_INCOMPLETE = frozenset({"incomplete_generation", "incomplete_generation_stream"})
 #: FastChat's own numbers (fastchat/constants.py ErrorCode, 0.2.36); others are their hundreds.
 _FASTCHAT = {40301: 404, 40302: 400, 40303: 400, 50005: 503, 50006: 504}
 
@@ -154,7 +156,13 @@ def stream_failure(body: bytes, *, begun: bool) -> BackendError:
         body: the event's JSON.
         begun: whether content came before it; then nothing can be the request's fault any more.
     """
-    said = envelope(body)
+    return told(envelope(body), begun=begun)
+
+
+def told(said: Envelope, *, begun: bool) -> BackendError:
+    """The error that an envelope in a stream stands for; `begun` as in `stream_failure`."""
+    if said.type in _INCOMPLETE:
+        return UpstreamTruncated("The backend's answer stopped before its end.", detail=said.raw)
     status = said.status or _BY_NAME.get(said.code.lower()) or _BY_NAME.get(said.type.lower()) or 500
     error = verdict(status, said, None)
     if begun and isinstance(error, UpstreamRejected) and error.code != "context_length_exceeded":

@@ -105,7 +105,8 @@ class _Opened(AbstractAsyncContextManager[Batches]):
     async def __aenter__(self) -> Batches:
         backend = self._backend
         job = backend.resolve(self._job)
-        request = backend.dialect.encode(job, await backend.prompts(job))
+        prompts = await backend.prompts(job)
+        request = backend.dialect.encode(job, prompts)
         sending = backend.transport.send(request, backend.timeouts)
         response = await sending.__aenter__()
         try:
@@ -114,7 +115,7 @@ class _Opened(AbstractAsyncContextManager[Batches]):
             if response.headers.get("content-type", "").lower().startswith("text/html"):
                 raise UpstreamProtocol("The deployment answered with a web page.", detail="content-type text/html")
             limit = None if isinstance(job, GenerationRequest) and job.stream else backend.max_body_bytes
-            batches = _Batches(response.chunks, backend.dialect.decoder(job), limit)
+            batches = _Batches(response.chunks, backend.dialect.decoder(job, prompts, response.headers), limit)
         except BaseException as error:
             await sending.__aexit__(type(error), error, error.__traceback__)
             raise

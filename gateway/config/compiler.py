@@ -141,6 +141,7 @@ class Compiler:
             template=self._template(path, entry),
             verify_tls=entry.verify_tls,
             early_keepalive_s=entry.early_keepalive_s,
+            options=entry.options,
         )
 
     def _in_flight(self, entry: DeploymentEntry) -> int | None:
@@ -154,6 +155,10 @@ class Compiler:
             for key in ("dialect", "quirks", "base_url", "credential", "template"):
                 if getattr(entry, key) is not None:
                     self._report((*path, key), "it has no meaning beside `engine`", "remove it, or remove `engine`")
+            if entry.options:
+                self._report(
+                    (*path, "options"), "they have no meaning beside `engine`", "set them at the engine, or remove them"
+                )
             self._one_of((*path, "engine"), entry.engine, self._dynamic.engines, "entry of engines")
             return
         if entry.dialect is None:
@@ -164,6 +169,8 @@ class Compiler:
             self._one_of((*path, "quirks"), entry.quirks, registry.QUIRKS, "set of quirks")
             if entry.quirks in registry.QUIRKS and entry.dialect in registry.DIALECTS:
                 self._pair(path, entry.dialect, entry.quirks)
+        if entry.options and entry.dialect in registry.DIALECTS:
+            self._options(path, entry.dialect, entry.options)
         if entry.base_url is None:
             self._report(
                 (*path, "base_url"), "the key is missing", "add the server's address, such as http://127.0.0.1:8000/v1"
@@ -176,6 +183,13 @@ class Compiler:
             registry.dialect(dialect, quirks)
         except ValueError as error:
             self._report((*path, "quirks"), str(error), "remove the quirks, or choose the dialect that they belong to")
+
+    def _options(self, path: KeyPath, dialect: str, options: Mapping[str, object]) -> None:
+        try:
+            registry.dialect(dialect, "", options)
+        except ValueError as error:
+            known = ", ".join(registry.options(dialect))
+            self._report((*path, "options"), str(error), f"known: {known}" if known else "remove them")
 
     def _credential(self, path: KeyPath, entry: DeploymentEntry) -> str:
         if entry.credential is None:
@@ -278,7 +292,7 @@ class Compiler:
             known = entry is not None and entry.kind in registry.ENGINES
             return registry.engine_capabilities(entry.kind, {"embedding": entry.embedding}) if entry and known else None
         try:
-            return registry.dialect(one.dialect, one.quirks).capabilities
+            return registry.dialect(one.dialect, one.quirks, one.options).capabilities
         except ValueError:
             return None
 

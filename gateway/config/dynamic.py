@@ -179,6 +179,11 @@ class DeploymentEntry(Entry):
     engine: Name | None = Field(default=None, description="name of a local engine")
     dialect: str | None = Field(default=None, description="wire language of a remote server")
     quirks: str | None = Field(default=None, description="which server speaks the dialect, where its ways differ")
+    options: dict[str, object] = Field(
+        default_factory=dict,
+        description="what the dialect must know of this server; triton: accumulate_tokens, exclude_input_in_output, eos_texts,"
+        " tensors; sglang: incremental_streaming_output",
+    )
     base_url: str | None = Field(default=None, max_length=2048, description="http:// or https:// address, without credentials")
     model: str = Field(min_length=1, max_length=512, description="the name that the server or engine knows the model by")
     credential: str | None = Field(default=None, description="reference (env:NAME or file:PATH) to the server's API key")

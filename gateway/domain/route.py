@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -35,6 +36,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
     `credential` is a resolved secret; `__repr__` never shows it. `adds` and `lacks` correct the dialect's declared
     capabilities. `max_in_flight`: None = unbounded. `keepalive_s`: how long an idle upstream connection is kept.
+    `options`: what the dialect wants to know of this server beyond its quirks.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Deployment(msgspec.Struct, frozen=True):
     template: str = ""
     verify_tls: bool = True
     early_keepalive_s: float | None = None
+    options: Mapping[str, object] = {}
 
     def __repr__(self) -> str:
         return f"Deployment({self.id!r})"

@@ -45,6 +45,7 @@ class Case(msgspec.Struct, frozen=True):
     body: bytes = b""
     upstream_request_expect: dict[str, Any] | None = None
     source: str = ""
+    options: dict[str, Any] = {}
 
     def __str__(self) -> str:
         return self.id
@@ -73,6 +74,7 @@ def job_of(case: Case, dialect: Dialect) -> Job:
         top_p=asked.get("top_p"),
         seed=asked.get("seed"),
         frequency_penalty=asked.get("frequency_penalty"),
+        presence_penalty=asked.get("presence_penalty"),
         stop=(stop,) if isinstance(stop, str) else tuple(one for one in stop if one),
         logit_bias=tuple((int(token), bias) for token, bias in (asked.get("logit_bias") or {}).items()),
     )
@@ -105,9 +107,9 @@ def job_of(case: Case, dialect: Dialect) -> Job:
     return resolve(job, dialect.capabilities, "drop")
 
 
-def decode(dialect: Dialect, job: Job, pieces: list[bytes]) -> list[Event]:
+def decode(dialect: Dialect, job: Job, pieces: list[bytes], headers: dict[str, str] | None = None) -> list[Event]:
     """All events of a body that arrives in these pieces, their grammar checked."""
-    decoder, grammar = dialect.decoder(job), EventGrammar()
+    decoder, grammar = dialect.decoder(job, headers=headers or {}), EventGrammar()
     events = [event for piece in pieces for event in grammar.feed(decoder.feed(piece))]
     events += grammar.feed(decoder.close())
     grammar.close()
@@ -189,10 +191,18 @@ def check_request(case: Case, body: dict[str, Any]) -> None:
     """What the case says about the request that goes upstream, and that no null does."""
     for path, wanted in (case.upstream_request_expect or {}).items():
         if path == "absent":
-            assert not set(wanted) & set(body)
-            continue
-        value: Any = body
-        for key in path.split("."):
-            value = value[key]
-        assert value == wanted, path
+            for one in wanted:
+                name, _, unwanted = one.partition("=")
+                found = _at(body, name)
+                assert found is None or (unwanted and str(found) != unwanted), one
+        elif path != "headers":
+            value = _at(body, path)
+            assert value == wanted or (wanted == "<templated>" and value), path
     assert b"null" not in msgspec.json.encode(body)
+
+
+def _at(body: dict[str, Any], path: str) -> Any:
+    value: Any = body
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from backends.core.contracts import UpstreamRequest
+from backends.core.contracts import NO_HEADERS, UpstreamRequest
 from backends.core.errors import (
     BackendError,
     UnsupportedParameter,
@@ -61,7 +61,7 @@ class ToyDialect:
         self.job = job
         return UpstreamRequest("POST", "/toy", {}, "|".join(prompt.text for prompt in prompts).encode())
 
-    def decoder(self, job: Job) -> LineDecoder:
+    def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> LineDecoder:
         return LineDecoder()
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:

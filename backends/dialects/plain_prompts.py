@@ -1,0 +1,42 @@
+"""What dialects of servers that take one plain prompt a request have in common: checking the job, writing the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from backends.core.contracts import UpstreamRequest
+from backends.core.errors import UnsupportedParameter
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt
+
+
+def generation(job: Job) -> GenerationRequest:
+    """The job, for servers that only generate.
+
+    Raises:
+        UnsupportedParameter: embeddings are asked.
+    """
+    if isinstance(job, EmbeddingRequest):
+        raise UnsupportedParameter(f"The model {job.model!r} makes no embeddings here.", param="model")
+    return job
+
+
+def one_prompt(job: GenerationRequest, prompts: Sequence[Prompt]) -> Prompt:
+    """The one prompt, as text.
+
+    Raises:
+        UnsupportedParameter: several prompts, or token ids.
+        ValueError: a conversation without its rendered prompt.
+    """
+    prompts = prompts or job.prompts
+    if not prompts:
+        raise ValueError("a conversation must be rendered by a chat template first")
+    if len(prompts) > 1 or prompts[0].tokens is not None:
+        raise UnsupportedParameter(f"The model {job.model!r} takes one prompt at a time here, as text.", param="prompt")
+    return prompts[0]
+
+
+def post(path: str, body: Mapping[str, object]) -> UpstreamRequest:
+    """A JSON request."""
+    return UpstreamRequest("POST", path, {"content-type": "application/json"}, msgspec.json.encode(body))

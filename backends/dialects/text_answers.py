@@ -1,0 +1,296 @@
+"""Generated text in a server's own records, turned into events: the decoder that several dialects share.
+
+A dialect says how one record is read into `Piece`s, and what its stream's clean end is (`Form`). The rest is the same
+for all: one Finish per choice, text cut before the first stop string whatever the server leaves in it, an error in
+any envelope or a body that ends too early ends in a `Failure`, impossible counts are left out so that the gateway
+counts. A body is read by its own first byte as events or as JSON: errors come as JSON under 200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+
+from backends.core.events import Event, Failure, Finish, FinishReason, Started, TextDelta, TokenLogprob
+from backends.core.request import GenerationRequest
+from backends.core.usage import Usage
+from backends.parsing import failures
+from backends.parsing.failures import Envelope
+from backends.parsing.framing import EventsOrBody
+from backends.parsing.snapshots import Snapshots
+from backends.parsing.sse import SseEvent
+from backends.parsing.stops import StopCutter
+from backends.parsing.utf8 import mend_escapes
+
+_UNREADABLE = (ValueError, RecursionError)
+_NOTHING = frozenset({b"", b"null"})
+#: Token counts from here on are nonsense.
+_ABSURD = 10**9
+
+
+class Piece(msgspec.Struct, gc=False):
+    """What one record says of one choice.
+
+    Attributes:
+        text: more text, or all text so far where the form is cumulative.
+        finished: nothing more comes for this choice.
+        reason: why it finished; None = the server does not tell, it is inferred.
+        input_tokens, cached_tokens, output_tokens: totals so far; 0 = not told.
+    """
+
+    text: str = ""
+    choice: int = 0
+    finished: bool = False
+    reason: FinishReason | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    model: str = ""
+
+
+#: A record read: its pieces; an error it carries; None = an error in the usual envelopes, or no record at all. Raises
+#: ValueError or RecursionError for what is no JSON.
+Reader = Callable[[bytes, GenerationRequest], Sequence[Piece] | Envelope | None]
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How a server writes its answers.
+
+    Attributes:
+        event, body: how an event of a stream and a whole answer are read.
+        terminator: the clean end of a stream. `done`: `[DONE]`; `finish`: every choice has finished; `close`: the
+            body's end after a whole event.
+        cumulative: each event has all text so far, not only what is new.
+        per_token: each event is one token, so that events can be counted where the server does not count.
+        running_counts: counts in a stream are totals; else they are believed only when told once.
+        ends: end-of-text markers that the server leaves in the text: cut like stop strings.
+    """
+
+    event: Reader
+    body: Reader
+    terminator: Literal["done", "finish", "close"] = "done"
+    cumulative: bool = False
+    per_token: bool = False
+    running_counts: bool = True
+    ends: tuple[str, ...] = ()
+
+
+class _Choice(msgspec.Struct):
+    """What is known of one choice so far."""
+
+    index: int
+    snapshots: Snapshots | None
+    cutter: StopCutter
+    finished: bool = False
+    events: int = 0
+    told: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def matched(self) -> bool:
+        return bool(self.cutter.matched or (self.snapshots and self.snapshots.matched))
+
+    def fresh(self, text: str, last: bool) -> str:
+        """What of the text may be handed out now."""
+        if self.snapshots is not None:
+            return self.snapshots.feed(text, last=last)
+        safe, hit = self.cutter.feed(text)
+        return safe + self.cutter.close() if last and not hit else safe
+
+
+class TextDecoder:
+    """Answers of one `Form`.
+
+    Args:
+        job: what was asked.
+        form: how the server answers.
+        echo: text that a whole answer begins with and that is not the model's: the prompt, "" for none.
+        input_tokens, output_tokens: counts that the response's headers tell, for records that do not; 0 = not told.
+    """
+
+    def __init__(
+        self, job: GenerationRequest, form: Form, *, echo: str = "", input_tokens: int = 0, output_tokens: int = 0
+    ) -> None:
+        self._job = job
+        self._form = form
+        self._echo = echo
+        self._told = (input_tokens, output_tokens)
+        self._framing = EventsOrBody()
+        self._started = self._begun = self._ended = False
+        self._choices: dict[int, _Choice] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is over: nothing that may still come adds an event."""
+        return self._ended
+
+    def feed(self, data: bytes, /) -> list[Event]:
+        """Events completed by these bytes."""
+        out: list[Event] = []
+        if self._ended:
+            return out
+        for event in self._framing.feed(data):
+            self._event(event, out)
+            if self._ended:
+                return out
+        if self._framing.broken:
+            self._fail(failures.protocol(self._framing.broken), out)
+        return out
+
+    def close(self) -> list[Event]:
+        """The body has ended."""
+        out: list[Event] = []
+        if self._ended:
+            return out
+        if self._framing.is_body:
+            self._whole(self._framing.take_body(), out)
+            return out
+        cut = self._framing.close()
+        for event in cut:
+            if not self._ended:
+                self._event(event, out, cut=True)
+        if self._ended:
+            return out
+        if self._form.terminator == "close" and not cut:
+            self._end(out)
+        else:
+            self._fail(failures.truncated("the body ended before the stream's terminator"), out)
+        return out
+
+    def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
+        data = event.data
+        if data.startswith(b"[DONE]"):
+            if self._form.terminator == "finish":
+                self._fail(failures.truncated("the stream ended before its last record"), out)
+            else:
+                self._end(out)
+            return
+        if data in _NOTHING:
+            return
+        if event.name == "error":
+            self._error(data, out)
+            return
+        self._read(self._form.event, data, out, cut=cut)
+
+    def _whole(self, body: bytes, out: list[Event]) -> None:
+        self._read(self._form.body, body, out, echo=self._echo)
+        if not self._ended:
+            self._end(out)
+
+    def _read(self, read: Reader, data: bytes, out: list[Event], *, cut: bool = False, echo: str = "") -> None:
+        try:
+            pieces = read(data, self._job)
+        except _UNREADABLE:
+            try:
+                pieces = read(mend_escapes(data), self._job)
+            except _UNREADABLE:
+                if cut:
+                    self._fail(failures.truncated("the body ended inside an event"), out)
+                else:
+                    self._fail(failures.protocol("not a record", data), out)
+                return
+        if pieces is None:
+            self._error(data, out)
+        elif isinstance(pieces, Envelope):
+            self._fail(failures.event(failures.told(pieces, begun=self._begun)), out)
+        else:
+            for piece in pieces:
+                if echo:
+                    piece.text = piece.text.removeprefix(echo)
+                self._piece(piece, out)
+                if self._ended:
+                    return
+
+    def _error(self, data: bytes, out: list[Event]) -> None:
+        if failures.envelope(data).message:
+            self._fail(failures.event(failures.stream_failure(data, begun=self._begun)), out)
+        else:
+            self._fail(failures.protocol("not a record", data), out)
+
+    def _fail(self, failure: Failure, out: list[Event]) -> None:
+        self._ended = True
+        out.append(failure)
+
+    def _piece(self, piece: Piece, out: list[Event]) -> None:
+        if not 0 <= piece.choice < self._job.choices:
+            self._fail(failures.protocol(f"choice {piece.choice} of {self._job.choices}"), out)
+            return
+        if not self._started:
+            self._started = True
+            out.append(Started(piece.model))
+        choice = self._choices.get(piece.choice)
+        if choice is None:
+            choice = self._open(piece.choice)
+        if choice.finished:
+            return
+        choice.events += 1
+        if piece.output_tokens:
+            choice.told += 1
+        choice.input_tokens = piece.input_tokens or choice.input_tokens
+        choice.output_tokens = piece.output_tokens or choice.output_tokens
+        choice.cached_tokens = piece.cached_tokens or choice.cached_tokens
+        tokens = () if choice.matched else piece.logprobs
+        text = choice.fresh(piece.text, piece.finished)
+        if text or tokens:
+            self._begun = True
+            out.append(TextDelta(text, choice.index, tokens))
+        if piece.finished:
+            self._finish(choice, piece.reason, out)
+            ready = self._form.terminator == "finish" and len(self._choices) == self._job.choices
+            if ready and all(one.finished for one in self._choices.values()):
+                self._end(out)
+
+    def _open(self, index: int) -> _Choice:
+        stops = (*self._job.sampling.stop, *self._form.ends)
+        snapshots = Snapshots(stops) if self._form.cumulative else None
+        choice = self._choices[index] = _Choice(index, snapshots, StopCutter(stops))
+        choice.input_tokens, choice.output_tokens = self._told
+        return choice
+
+    def _finish(self, choice: _Choice, said: FinishReason | None, out: list[Event]) -> None:
+        choice.finished = True
+        reason = "stop" if choice.matched else said
+        if reason is None:
+            most = self._job.sampling.max_tokens
+            count = self._counted(choice) or (choice.events if self._form.per_token else 0)
+            reason = "length" if most is not None and count >= most else "stop"
+        out.append(Finish(reason, choice.index))
+
+    def _counted(self, choice: _Choice) -> int:
+        return choice.output_tokens if self._form.running_counts or choice.told <= 1 else 0
+
+    def _end(self, out: list[Event]) -> None:
+        """The clean end: what the server left unsaid is settled."""
+        if not self._choices:
+            self._fail(failures.truncated("an answer without any text"), out)
+            return
+        if len(self._choices) < self._job.choices:
+            self._fail(failures.protocol(f"{len(self._choices)} choices instead of {self._job.choices}"), out)
+            return
+        for choice in self._choices.values():
+            if not choice.finished:
+                rest = "" if choice.matched else choice.cutter.close()
+                if choice.snapshots is not None:
+                    rest = choice.snapshots.close()
+                if rest:
+                    self._begun = True
+                    out.append(TextDelta(rest, choice.index))
+                self._finish(choice, None, out)
+        if usage := self._usage():
+            out.append(usage)
+        self._ended = True
+
+    def _usage(self) -> Usage | None:
+        """Outputs of all choices, each prompt once; None when one was not told, or cannot be true."""
+        counts = [(choice, self._counted(choice)) for choice in self._choices.values()]
+        if any(not 0 < one.input_tokens < _ABSURD or not 0 < count < _ABSURD for one, count in counts):
+            return None
+        firsts = [choice for choice in self._choices.values() if choice.index % self._job.n == 0]
+        prompt = sum(choice.input_tokens for choice in firsts)
+        cached = sum(choice.cached_tokens for choice in firsts)
+        return Usage(prompt, sum(count for _, count in counts), cached if 0 <= cached <= prompt else 0)
