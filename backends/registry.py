@@ -150,7 +150,7 @@ _WITH_OPTIONS: Mapping[str, tuple[type[msgspec.Struct], Callable[[Any], Dialect]
 )
 #: The header that carries the credential, where it is not `authorization`.
 _CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({})
-_PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp, "llamacpp_legacy": llamacpp})
+_PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
     {

@@ -106,8 +106,8 @@ class Tgi:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        told = (_number(headers.get(name, "")) for name in ("x-prompt-tokens", "x-generated-tokens"))
-        return TextDecoder(generation(job), _FORM, **dict(zip(("input_tokens", "output_tokens"), told, strict=True)))
+        prompt, output = (_number(headers.get(name, "")) for name in ("x-prompt-tokens", "x-generated-tokens"))
+        return TextDecoder(generation(job), _FORM, input_tokens=prompt, output_tokens=output)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
