@@ -65,7 +65,7 @@ class EdgeApp:
             await self._web(scope, receive, send)
             return
         protocol = self._paths.get(scope["path"])
-        if protocol is None:
+        if protocol is None or b"%" in scope["raw_path"]:  # an encoded path is not the one that others compare with
             await self._other(scope, receive, send)
         elif scope["method"] == "POST":
             cycle: Cycle = scope["extensions"][EXTENSION]

@@ -19,12 +19,16 @@ class Framing(msgspec.Struct, frozen=True):
     length: int | None
 
 
-def framing(headers: Sequence[tuple[bytes, bytes]], *, http10: bool) -> Framing:
+def framing(headers: Sequence[tuple[bytes, bytes]], version: str) -> Framing:
     """What the headers say about the body; llhttp has checked digits, repeats and length beside chunked.
 
     Raises:
-        Refused: another transfer coding than chunked, or not exactly one Host (none is fine in HTTP/1.0).
+        Refused: another HTTP than 1.0 and 1.1 (llhttp reads 0.9 and 2.0 too), another transfer coding than chunked, or
+            not exactly one Host (none is fine in HTTP/1.0).
     """
+    if version not in ("1.1", "1.0"):
+        raise not_supported("The only supported versions are HTTP/1.1 and HTTP/1.0.")
+    http10 = version == "1.0"
     hosts, expects, length = 0, False, None
     for name, value in headers:
         if name == b"host":

@@ -174,12 +174,12 @@ class EdgeProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole: make the cycle and its scope."""
         self._in_head = self._head_only = False
-        http10 = self._parser.get_http_version() == "1.0"
+        http10 = (version := self._parser.get_http_version()) == "1.0"
         method = self._parser.get_method().decode("ascii")
         if self._parser.should_upgrade():
             self._stop(not_supported("Upgrades are not supported."))
         try:
-            framed = framing(self._headers, http10=http10)
+            framed = framing(self._headers, version)
             request = scope(method, self._url, self._headers, self._facts)
         except Refused as refused:
             self._stop(refused)
