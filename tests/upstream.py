@@ -2,7 +2,7 @@
 
 Model names: `words-N[-dMS][-tMS]` answers N words, MS between them, MS before the first byte; suffixes
 `-cut` (closes in the middle), `-error` (an in-stream error in the middle), `-mute` (never answers),
-`-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long).
+`-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long), `-tools` (calls the tool `add`).
 """
 
 from __future__ import annotations
@@ -82,6 +82,26 @@ def _usage(words: int) -> dict[str, int]:
     return {"prompt_tokens": 7, "completion_tokens": words, "total_tokens": 7 + words}
 
 
+def _call(writer: asyncio.StreamWriter, seen: Seen) -> None:
+    """A call of the tool `add`, whole or in pieces."""
+    call = {"id": "call_up", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    seen.completed = True
+    if not seen.body.get("stream"):
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        whole = {"id": "up", "object": "chat.completion", "created": 1, "model": seen.model,
+                 "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}], "usage": _usage(3)}  # fmt: skip
+        body = json.dumps(whole).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        return
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    pieces = [{**call, "index": 0, "function": {"name": "add", "arguments": ""}}]
+    pieces += [{"index": 0, "function": {"arguments": part}} for part in ('{"a"', ": 1}")]
+    for piece in pieces:
+        writer.write(_frame(_chunk(seen.model, delta={"tool_calls": [piece]}, finish_reason=None)))
+    writer.write(_frame(_chunk(seen.model, delta={}, finish_reason="tool_calls")))
+    writer.write(_frame(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+
 async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
     model, words = seen.model, int(found[1]) if (found := re.match(r"words-(\d+)", seen.model)) else 3
     if "-mute" in model:
@@ -92,6 +112,9 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
         head = f"HTTP/1.1 {found[1]} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         seen.completed = True
+        return
+    if "-tools" in model:
+        _call(writer, seen)
         return
     pause, padding = _number(model, "d"), "x" * int(_number(model, "k") * 1000) * 1024
     if not seen.body.get("stream"):

@@ -58,7 +58,11 @@ _FASTCHAT = {40301: 404, 40302: 400, 40303: 400, 50005: 503, 50006: 504}
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """What an error body says. `status`: the number it carries itself, 0 for none. `raw`: for the log, bounded."""
+    """What an error body says. `status`: the number it carries itself, 0 for none. `raw`: the body, bounded.
+
+    Bodies echo prompts (FastAPI's validation errors do), so neither log nor client gets more of one than `told` and
+    what `public` leaves of `message`.
+    """
 
     message: str = ""
     type: str = ""
@@ -66,6 +70,12 @@ class Envelope(msgspec.Struct, frozen=True):
     param: str = ""
     status: int = 0
     raw: str = ""
+
+    @property
+    def told(self) -> str:
+        """For the log: everything but words."""
+        names = [f"{what} {name}" for what, text in (("type", self.type), ("code", self.code)) if (name := _name(text))]
+        return ", ".join([*names, f"an error body of {len(self.raw)} characters"])
 
 
 def envelope(body: bytes) -> Envelope:
@@ -173,30 +183,30 @@ def told(said: Envelope, *, begun: bool) -> BackendError:
 def verdict(status: int, said: Envelope, retry_ms: int | None) -> BackendError:
     """The error that a status and an envelope stand for together."""
     if status in _WRONG_CREDENTIALS:
-        return UpstreamRefused("The backend refused the gateway's credentials.", detail=said.raw)
+        return UpstreamRefused("The backend refused the gateway's credentials.", detail=said.told)
     if status in (400, 413, 422, 500) and (said.code == "context_length_exceeded" or _too_long(said)):
         message = public(said.message) or "The request exceeds the model's context."
-        return UpstreamRejected(message, param=_name(said.param), code="context_length_exceeded", detail=said.raw)
+        return UpstreamRejected(message, param=_name(said.param), code="context_length_exceeded", detail=said.told)
     if status == 404 and (said.code == "model_not_found" or _MODEL.search(said.message[:_MAX_DETAIL])):
         return UpstreamRejected(
-            "The backend does not have this model.", param="model", code="model_not_found", detail=said.raw, status=404
+            "The backend does not have this model.", param="model", code="model_not_found", detail=said.told, status=404
         )
     if status in (429, 503, 529):
         if _LOADING.search(said.message[:_MAX_DETAIL]):
-            return UpstreamOverloaded("The model is loading.", code="model_loading", retry_after_ms=retry_ms, detail=said.raw)
-        return UpstreamOverloaded("The backend is overloaded.", retry_after_ms=retry_ms, detail=said.raw)
+            return UpstreamOverloaded("The model is loading.", code="model_loading", retry_after_ms=retry_ms, detail=said.told)
+        return UpstreamOverloaded("The backend is overloaded.", retry_after_ms=retry_ms, detail=said.told)
     if status in (408, 504):
-        return UpstreamTimeout("The backend gave up waiting.", detail=said.raw)
+        return UpstreamTimeout("The backend gave up waiting.", detail=said.told)
     if status == 404 or status in _OURS or not 400 <= status < 500:
         return _unavailable(said)
     message = public(said.message) or "The backend rejected the request."
     return UpstreamRejected(
-        message, param=_name(said.param), code=_name(said.code), detail=said.raw, status=413 if status == 413 else 400
+        message, param=_name(said.param), code=_name(said.code), detail=said.told, status=413 if status == 413 else 400
     )
 
 
 def _unavailable(said: Envelope) -> BackendError:
-    return UpstreamUnavailable(public(said.message) or "The backend failed.", detail=said.raw)
+    return UpstreamUnavailable(public(said.message) or "The backend failed.", detail=said.told)
 
 
 def _too_long(said: Envelope) -> bool:
@@ -230,8 +240,8 @@ def event(error: BackendError) -> Failure:
 
 
 def protocol(why: str, data: bytes = b"") -> Failure:
-    """The backend spoke something that is not its protocol; `why` and the data go to the log only."""
-    detail = f"{why}: {data[:512]!r}" if data else why
+    """The backend spoke something that is not its protocol; `why` and the data's size go to the log only."""
+    detail = f"{why}: {len(data)} bytes" if data else why
     return event(UpstreamProtocol("The backend's answer could not be understood.", detail=detail))
 
 

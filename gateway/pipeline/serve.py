@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 
 from backends.core.errors import (
     BackendError,
@@ -27,6 +28,9 @@ from gateway.pipeline.house import House
 from gateway.pipeline.tally import Tally
 from gateway.protocols.contract import ClientProtocol, Identity
 
+#: What a client may call its request, for our log.
+CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
 
 async def serve(x: Exchange, protocol: ClientProtocol, house: House) -> None:
     """Answer one exchange: a status and body, or a stream, or an error in the protocol's envelope.
@@ -46,7 +50,7 @@ async def serve(x: Exchange, protocol: ClientProtocol, house: House) -> None:
                 raise interruption from None
     except GatewayError as error:
         tally.fail(error, outcome_of(error))
-        await _fail(x, protocol, error)
+        await _fail(x, protocol, error, tally)
     except (asyncio.CancelledError, ConnectionError) as gone:
         tally.cancel()
         if isinstance(gone, asyncio.CancelledError):
@@ -55,7 +59,7 @@ async def serve(x: Exchange, protocol: ClientProtocol, house: House) -> None:
         house.report_bug(tally.id, bug)
         internal = InternalError.of(bug)
         tally.fail(internal, "gateway_error")
-        await _fail(x, protocol, internal)
+        await _fail(x, protocol, internal, tally)
     finally:
         tally.ended_us = monotonic_us()
         house.settler.submit(tally)
@@ -66,7 +70,8 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
     if x.draining:
         raise Draining("The gateway is shutting down; try again.", retry_after_ms=1000)
     view = house.view()  # pinned: the configuration never moves under a stream
-    tally.client_request_id = x.header(b"x-request-id") or ""
+    theirs = x.header(b"x-request-id")
+    tally.client_request_id = theirs if theirs is not None and CLIENT_ID.fullmatch(theirs) else ""
     principal = tally.principal = await house.auth.authenticate(x.headers, tally.began_wall_us)  # 401, before the body
     tally.call = call = protocol.parse(await x.body(view.max_body_bytes))  # 400 | 413
     route = tally.route = view.snapshot.resolve(call.job.model, principal)  # 404, before anything is charged
@@ -108,8 +113,10 @@ def _signals(x: Exchange, house: House, reservation: Reservation) -> None:
         house.signal(close, over)
 
 
-async def _fail(x: Exchange, protocol: ClientProtocol, error: GatewayError) -> None:
-    """Tell the client, unless it is gone."""
+async def _fail(x: Exchange, protocol: ClientProtocol, error: GatewayError, tally: Tally) -> None:
+    """Tell the client, unless it is gone. OpenAI's SDKs heed `x-should-retry` before they repeat a request."""
+    if len(tally.attempts) > 1 and error.retry_after_ms is None:
+        x.response_headers.append((b"x-should-retry", b"false"))  # every deployment was tried already
     states = getattr(error, "states", ())
     if states:
         x.response_headers += limit_headers(states)

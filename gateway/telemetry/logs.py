@@ -43,7 +43,7 @@ def request_fields(tally: Observed, now_wall_us: int) -> dict[str, object]:
         "attempts": len(tally.attempts),
     }
     if tally.client_request_id:
-        fields["client_request_id"] = tally.client_request_id
+        fields["client_request_id"] = redact(tally.client_request_id)
     if principal is not None:
         fields["key_id"] = principal.key_id
         if principal.team_id:

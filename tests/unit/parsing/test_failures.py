@@ -14,7 +14,7 @@ from backends.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from backends.parsing.failures import envelope, event, failure, retry_after_ms, stream_failure
+from backends.parsing.failures import envelope, event, failure, protocol, retry_after_ms, stream_failure
 from backends.parsing.sanitise import MAX_MESSAGE_BYTES, public
 
 ENVELOPES = [
@@ -104,7 +104,13 @@ def test_statuses(status: int, body: bytes, kind: type[BackendError], shown: int
 def test_credentials_are_never_spoken_of() -> None:
     error = failure(401, {}, b'{"error":{"message":"Incorrect API key provided: sk-abcdefghij"}}')
     assert "sk-" not in error.message
-    assert "sk-" in error.detail
+    assert "sk-" not in error.detail
+
+
+def test_the_log_gets_no_words_of_a_body() -> None:
+    body = b'{"error":{"message":"PROMPT","type":"BadRequestError","code":"c-1"},"detail":[{"input":"PROMPT"}]}'
+    assert failure(400, {}, body).detail == f"type BadRequestError, code c-1, an error body of {len(body)} characters"
+    assert protocol("not a chunk", b'{"PROMPT"}').detail == "not a chunk: 10 bytes"
 
 
 @pytest.mark.parametrize(
