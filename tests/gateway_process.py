@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -15,17 +16,24 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import httpx
 import psutil
 import yaml
 
 from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+_TLS = ssl.create_default_context()
 
 
 def declared_key(name: str, secret: str, **fields: object) -> dict[str, object]:
     """A `keys.declared` entry for a secret."""
     return {"name": name, "hash": "sha256:" + hashlib.sha256(secret.encode()).hexdigest(), **fields}
+
+
+def http_client(key: str, **headers: str) -> httpx.AsyncClient:
+    """A client with a key; many can be made quickly, because reading the system's authorities is done once."""
+    return httpx.AsyncClient(timeout=20, verify=_TLS, headers={"authorization": f"Bearer {key}", **headers})
 
 
 class GatewayProcess:

@@ -2,7 +2,8 @@
 
 Model names: `words-N[-dMS][-tMS]` answers N words, MS between them, MS before the first byte; suffixes
 `-cut` (closes in the middle), `-error` (an in-stream error in the middle), `-mute` (never answers),
-`-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long), `-tools` (calls the tool `add`).
+`-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long),
+`-tools` (calls the tool `add`), `-echo-400` (a 400 that repeats the prompt).
 """
 
 from __future__ import annotations
@@ -107,6 +108,12 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
     if "-mute" in model:
         await asyncio.sleep(3600)
     await asyncio.sleep(_number(model, "t"))
+    if "-echo-400" in model:
+        wrong = {"loc": ["body", "messages"], "msg": "Input should be valid", "input": seen.body["messages"]}
+        body = json.dumps({"detail": [wrong], "error": {"type": json.dumps(seen.body["messages"])}}).encode()
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        seen.completed = True
+        return
     if found := re.search(r"-status-(\d+)", model):
         body = json.dumps({"error": {"message": f"scripted {found[1]}", "type": "x", "code": None, "param": None}}).encode()
         head = f"HTTP/1.1 {found[1]} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

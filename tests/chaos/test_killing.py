@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.gateway_process import GatewayProcess, declared_key
+from tests.gateway_process import GatewayProcess, declared_key, http_client
 from tests.raw_client import RawClient
 from tests.servers import RedisServer
 from tests.upstream import in_thread, upstream_server
@@ -103,7 +103,7 @@ def gate(gateway: GatewayProcess) -> psutil.Process:
 
 
 async def whole(gateway: GatewayProcess, model: str, key: str = USER, cap: int = 3) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=20, headers={"authorization": f"Bearer {key}"}) as http:
+    async with http_client(key) as http:
         return await http.post(gateway.url + "/v1/chat/completions", json=chat(model, stream=False, cap=cap))
 
 

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.gateway_process import GatewayProcess, declared_key
+from tests.gateway_process import GatewayProcess, declared_key, http_client
 from tests.liars import GOOD, LIES, SECRETS, liar_server
 from tests.upstream import in_thread
 
@@ -105,7 +105,7 @@ async def post(gateway: GatewayProcess, model: str, stream: bool) -> tuple[int, 
     body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}]}
     if stream:
         body["stream_options"] = {"include_usage": True}
-    async with httpx.AsyncClient(timeout=20, headers={"authorization": f"Bearer {KEY}"}) as http:
+    async with http_client(KEY) as http:
         answer = await http.post(gateway.url + "/v1/chat/completions", json=body)
     told = answer.text + str(answer.headers.raw)
     for secret in (*SECRETS, "127.0.0.1", str(gateway.liars.port), "Traceback", "set-cookie"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.gateway_process import GatewayProcess, declared_key
+from tests.gateway_process import GatewayProcess, declared_key, http_client
 from tests.servers import RedisServer
 from tests.upstream import in_thread, upstream_server
 
@@ -51,7 +51,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 async def ask(gateway: GatewayProcess, key: str) -> tuple[int, float, httpx.Response]:
     """Status, seconds and answer of one request on a connection of its own."""
     body = {"model": "words-3", "messages": [{"role": "user", "content": "hi"}]}
-    async with httpx.AsyncClient(timeout=20, headers={"authorization": f"Bearer {key}"}) as http:
+    async with http_client(key) as http:
         began = time.monotonic()
         answer = await http.post(gateway.url + "/v1/chat/completions", json=body)
         return answer.status_code, time.monotonic() - began, answer
