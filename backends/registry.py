@@ -17,11 +17,13 @@ import msgspec
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import Dialect
 from backends.dialects import llamacpp
+from backends.dialects.anthropic import Anthropic
 from backends.dialects.lightllm import LightLlm
 from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.ollama import Ollama
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
 from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
+from backends.dialects.tei import Tei
 from backends.dialects.tgi import Tgi
 from backends.dialects.triton import Triton, TritonOptions
 from backends.remote.rendering import PromptServer
@@ -142,6 +144,8 @@ DIALECTS: Mapping[str, Callable[[], Dialect]] = MappingProxyType(
         "sglang": Sglang,
         "lmdeploy": LmDeploy,
         "lightllm": LightLlm,
+        "tei": Tei,
+        "anthropic": Anthropic,
     }
 )
 #: Dialects that a deployment tells more of its server: the options' type, and what makes the dialect from them.
@@ -149,7 +153,7 @@ _WITH_OPTIONS: Mapping[str, tuple[type[msgspec.Struct], Callable[[Any], Dialect]
     {"triton": (TritonOptions, Triton), "sglang": (SglangOptions, Sglang)}
 )
 #: The header that carries the credential, where it is not `authorization`.
-_CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({})
+_CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({"anthropic": "x-api-key"})
 _PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(

@@ -19,7 +19,9 @@ SCRAPS = st.sampled_from(
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), SCRAPS), max_size=4)
 
 
-@pytest.mark.parametrize("name", ["openai_compatible", "llamacpp", "ollama", "tgi", "triton", "sglang", "lmdeploy", "lightllm"])
+@pytest.mark.parametrize(
+    "name", ["openai_compatible", "llamacpp", "ollama", "tgi", "triton", "sglang", "lmdeploy", "lightllm", "tei", "anthropic"]
+)
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_mutated_body_gives_events_in_order(name: str, data: st.DataObject) -> None:
