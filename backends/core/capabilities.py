@@ -25,7 +25,6 @@ OPENAI_SAMPLING = frozenset(
 LOCAL_SAMPLING = frozenset(Sampling.__struct_fields__) - OPENAI_SAMPLING
 _DEFAULT_SAMPLING = Sampling()
 _SAMPLING_FIELDS = Sampling.__struct_fields__
-_DEFAULTS = msgspec.structs.astuple(_DEFAULT_SAMPLING)
 #: What may be left out without changing what kind of answer comes: the `drop` rule applies to these only.
 DROPPABLE = OPENAI_SAMPLING | LOCAL_SAMPLING | {"parallel_tool_calls", "reasoning_effort", "logprobs"}
 
@@ -40,23 +39,18 @@ def asked(job: Job) -> frozenset[str]:
             names.add("token_input")
         return frozenset(names)
     names = {"completions" if job.prompts else "chat"}
-    names.update(_sampling(job.sampling))
-    names.update(_generation(job))
+    _sampling(job.sampling, names)
+    _generation(job, names)
     return frozenset(names)
 
 
-def _sampling(sampling: Sampling) -> set[str]:
-    if sampling == _DEFAULT_SAMPLING:
-        return set()
-    return {
-        name
-        for name, value, default in zip(_SAMPLING_FIELDS, msgspec.structs.astuple(sampling), _DEFAULTS, strict=True)
-        if value is not None and value != default
-    }
+def _sampling(sampling: Sampling, names: set[str]) -> None:
+    for name, value in zip(_SAMPLING_FIELDS, msgspec.structs.astuple(sampling), strict=True):
+        if value is not None and value != ():  # nothing stated; a stated 0 or False is asked
+            names.add(name)
 
 
-def _generation(job: GenerationRequest) -> set[str]:
-    names: set[str] = set()
+def _generation(job: GenerationRequest, names: set[str]) -> None:
     if job.n > 1:
         names.add("n")
     if job.tools:
@@ -75,11 +69,13 @@ def _generation(job: GenerationRequest) -> set[str]:
         names.add("logprobs")
     if job.suffix:
         names.add("suffix")
-    if any(prompt.tokens is not None for prompt in job.prompts):
-        names.add("token_input")
-    if any(isinstance(part, ImageInput) for message in job.messages for part in message.parts):
-        names.add("image_url")
-    return names
+    for prompt in job.prompts:
+        if prompt.tokens is not None:
+            names.add("token_input")
+    for message in job.messages:
+        for part in message.parts:
+            if type(part) is ImageInput:
+                names.add("image_url")
 
 
 def missing(job: Job, capabilities: Capabilities) -> frozenset[str]:

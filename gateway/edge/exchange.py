@@ -49,7 +49,10 @@ class HttpExchange:
 
     def header(self, name: bytes, /) -> str | None:
         """The first value of a header as Latin-1 text, or None."""
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return None
 
     async def body(self, max_bytes: int, /) -> bytes:
         """The whole request body.

@@ -7,7 +7,7 @@ restart would not know of. Leases need no expiry sweep here: their holder is thi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -78,7 +78,7 @@ class EmbeddedStore:
             if opened is not None:
                 self._counters.renew(progress.id, progress.slots, progress.output_tokens, opened[1], now_us)
 
-    def settle(self, settlement: Settlement) -> Awaitable[bool]:
+    def settle(self, settlement: Settlement) -> asyncio.Future[bool]:
         """See `LimitStore.settle`; done when this returns."""
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         reservation = settlement.reservation

@@ -9,6 +9,12 @@ from gateway.limits.rules import MAX_AMOUNT
 
 Headers = list[tuple[bytes, bytes]]
 
+#: The header names of each unit that has them, in the order in which they are sent.
+_NAMES = {
+    "requests": (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
+    "tokens": (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+}
+
 
 def duration(ms: int) -> str:
     """Milliseconds as OpenAI writes durations: `120ms`, `1s`, `8.64s`, `6m0s`, `1h0m0s`."""
@@ -29,18 +35,20 @@ def limit_headers(states: Sequence[RuleState]) -> Headers:
 
     The tightest rule has the least left; of two with the same left, the one that takes longer to be whole.
     """
+    tightest: dict[str, RuleState] = {}
+    for state in states:
+        rule = state.rule
+        if rule.unit not in _NAMES or rule.limit == MAX_AMOUNT:
+            continue
+        other = tightest.get(rule.unit)
+        if other is None or (state.remaining, -state.reset_ms) < (other.remaining, -other.reset_ms):
+            tightest[rule.unit] = state
     out: Headers = []
-    for unit in ("requests", "tokens"):
-        tightest: RuleState | None = None
-        for state in states:
-            if state.rule.unit != unit or state.rule.limit == MAX_AMOUNT:
-                continue
-            if tightest is None or (state.remaining, -state.reset_ms) < (tightest.remaining, -tightest.reset_ms):
-                tightest = state
-        if tightest is not None:
-            out.append((f"x-ratelimit-limit-{unit}".encode(), b"%d" % tightest.rule.limit))
-            out.append((f"x-ratelimit-remaining-{unit}".encode(), b"%d" % tightest.remaining))
-            out.append((f"x-ratelimit-reset-{unit}".encode(), duration(tightest.reset_ms).encode()))
+    for unit, (limit, remaining, reset) in _NAMES.items():
+        if found := tightest.get(unit):
+            out.append((limit, b"%d" % found.rule.limit))
+            out.append((remaining, b"%d" % found.remaining))
+            out.append((reset, duration(found.reset_ms).encode()))
     return out
 
 

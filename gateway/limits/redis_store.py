@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -217,7 +217,7 @@ class RedisStore:
                 return
             await command.done
 
-    def settle(self, settlement: Settlement) -> Awaitable[bool]:
+    def settle(self, settlement: Settlement) -> asyncio.Future[bool]:
         """See `LimitStore.settle`; resolves within the timeout, with True also when the settlement is kept."""
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held = self._open.pop(settlement.reservation.id, None)

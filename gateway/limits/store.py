@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from backends.core.errors import GatewayError
@@ -76,7 +77,7 @@ class LimitStore(Protocol):
     async def renew(self, live: Sequence[Progress]) -> None:
         """Prolong the leases of live requests, in one call."""
 
-    def settle(self, settlement: Settlement) -> Awaitable[bool]:
+    def settle(self, settlement: Settlement) -> asyncio.Future[bool]:
         """Replace the reserved by the actual amounts, release the slots and append the ledger row, in one atom.
 
         The handover itself is synchronous (it happens on cancellation too, where nothing may await); the returned

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -15,6 +14,7 @@ from backends.core.events import Event, Failure, Started
 from backends.core.request import Job
 from gateway.gate.protocol import Gate, GatedDeployment, Slot
 from gateway.pipeline.clock import monotonic_us
+from gateway.pipeline.deadline import Deadline
 from gateway.pipeline.injected import blamed
 from gateway.pipeline.tally import AttemptRecord, Tally
 from gateway.routing.catalog import Place
@@ -108,7 +108,7 @@ class Attempts:
         self._place = place
         failure: GatewayError
         try:
-            async with asyncio.timeout(place.deployment.timeouts.first_event_s):
+            with Deadline(place.deployment.timeouts.first_event_s):
                 job = msgspec.structs.replace(self._job, model=place.deployment.model)
                 self._opened = place.backend.open(job)
                 self._stream = await self._opened.__aenter__()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from backends.core.errors import GatewayError
 from gateway.domain.settlement import Progress
@@ -16,16 +15,26 @@ KEEPALIVE_US = 15_000_000
 
 
 class Entry:
-    """One open request."""
+    """One request, open while its `with` block lasts."""
 
-    __slots__ = ("_reason", "_task", "exchange", "tally", "told_us")
+    __slots__ = ("_among", "_reason", "_task", "exchange", "tally", "told_us")
 
-    def __init__(self, tally: Tally, exchange: Exchange, task: asyncio.Task[object]) -> None:
+    def __init__(self, tally: Tally, exchange: Exchange, task: asyncio.Task[object], among: set[Entry]) -> None:
+        self._among = among
         self.tally = tally
         self.exchange = exchange
         self.told_us = 0
         self._task = task
         self._reason: GatewayError | None = None
+
+    def __enter__(self) -> Entry:
+        """It is open."""
+        self._among.add(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """It is over."""
+        self._among.discard(self)
 
     def interrupt(self, reason: GatewayError) -> None:
         """End the request with this error, wherever it waits. A second call changes nothing."""
@@ -49,17 +58,11 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._entries)
 
-    @contextmanager
-    def entered(self, tally: Tally, exchange: Exchange) -> Iterator[Entry]:
-        """Count a request as open for the length of the block; must run in the request's own task."""
+    def entered(self, tally: Tally, exchange: Exchange) -> Entry:
+        """Count a request as open for the length of a `with` block; must run in the request's own task."""
         task = asyncio.current_task()
         assert task is not None
-        entry = Entry(tally, exchange, task)
-        self._entries.add(entry)
-        try:
-            yield entry
-        finally:
-            self._entries.discard(entry)
+        return Entry(tally, exchange, task, self._entries)
 
     def interrupt(self, reason: GatewayError) -> None:
         """End every open request with this error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
@@ -22,18 +22,28 @@ class Settler:
     async def settled(self, tally: Tally) -> None:
         """Hand over before the last bytes are written and wait for the store, but no longer than 5 ms."""
         taken = self._hand_over(tally)
-        if taken is None:
+        if taken is None or taken.done():
             return
-        future = asyncio.ensure_future(taken)  # noqa: TID251  # the store's own future, not a new task
-        if not future.done():
-            await asyncio.wait((future,), timeout=self._wait_s)
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def go_on(_: object) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        taken.add_done_callback(go_on)
+        timer = loop.call_later(self._wait_s, go_on, None)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
 
     def submit(self, tally: Tally) -> None:
         """The request is over. Settles what was not settled yet, and lets metrics and log see it. Never awaits."""
         self._hand_over(tally)
         self._observe(tally)
 
-    def _hand_over(self, tally: Tally) -> Awaitable[bool] | None:
+    def _hand_over(self, tally: Tally) -> asyncio.Future[bool] | None:
         if tally.settled:
             return None
         if tally.reservation is None:
