@@ -186,8 +186,9 @@ async def take_turns(contenders: dict[str, Contender], asked: argparse.Namespace
         print(f"pool: {parallel} parallel …", file=sys.stderr, flush=True)
         rounds[parallel] = {name: [] for name in contenders}
         for turn in range(asked.engine_rounds):
-            for name in list(contenders) if turn % 2 == 0 else list(reversed(contenders)):
-                rounds[parallel][name].append(await one_round(contenders[name], parallel, asked.tokens, rng))
+            with measuring():  # a turn long: on a busy machine all of it takes minutes, and others measure too
+                for name in list(contenders) if turn % 2 == 0 else list(reversed(contenders)):
+                    rounds[parallel][name].append(await one_round(contenders[name], parallel, asked.tokens, rng))
     return rounds
 
 
@@ -246,8 +247,8 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def run(asked: argparse.Namespace) -> Rounds:
-    """Measure, alone on this machine as far as benches go."""
-    with tempfile.TemporaryDirectory(prefix="switchyard-bench-") as folder, measuring():
+    """Measure in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="switchyard-bench-") as folder:
         return asyncio.run(measure(asked, Path(folder)))
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import cast
 
-from tests.bench.accounting import pss_kib, tree
+from tests.bench.accounting import cpu_between, cpu_times, pss_kib, tree
 from tests.bench.figures import Memory
 from tests.bench.programs import KEY, PATH, Bench
 from tests.bench.rounds import Loaded, measuring, run_load
@@ -38,11 +38,12 @@ def measure(bench: Bench, name: str = "memory", starts: int = STARTS, streams: i
         RuntimeError: not all of the streams were open when they were counted.
     """
     with measuring():
-        ready_s = []
+        ready_s, start_cpu_s = [], []
         for number in range(starts):
             began = time.monotonic()
             gateway = bench.gateway(f"{name}-{number}")
             ready_s.append(time.monotonic() - began)
+            start_cpu_s.append(cpu_between({}, cpu_times([root_pid(gateway)])))
             if number < starts - 1:
                 gateway.stop()
         time.sleep(1)
@@ -61,6 +62,7 @@ def measure(bench: Bench, name: str = "memory", starts: int = STARTS, streams: i
         gateway.stop()
     return Memory(
         ready_s=statistics.median(ready_s),
+        start_cpu_s=statistics.median(start_cpu_s),
         idle_worker=idle[0],
         idle_tree=idle[1],
         loaded_worker=after[0],
