@@ -43,10 +43,11 @@ class Backends:
         return client
 
     def build(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
-        """The backend of a deployment and what it can do before the deployment's own corrections."""
+        """The backend of a deployment and what it can do, the deployment's own corrections included."""
         if deployment.engine:
             spec = self._specs[deployment.engine]
-            return self.engine(deployment.engine), registry.engine_capabilities(spec.kind, spec.options)
+            can = registry.engine_capabilities(spec.kind, spec.options)
+            return self.engine(deployment.engine), (can | deployment.adds) - deployment.lacks
         return self._remote(deployment)
 
     async def aclose(self, backends: Iterable[Backend]) -> None:
@@ -78,8 +79,8 @@ class Backends:
             render=_renderer(dialect, deployment, transport, timeouts),
         )
         if "n" in can:
-            return inner, dialect.capabilities
-        return FanOut(inner), dialect.capabilities | {"n"}
+            return inner, can
+        return FanOut(inner), can | {"n"}
 
 
 def _renderer(dialect: Dialect, deployment: Deployment, transport: HttpPool, timeouts: Timeouts) -> Renderer | None:

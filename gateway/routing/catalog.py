@@ -21,14 +21,14 @@ _NOT_ILL = frozenset({"rejected", "overloaded"})
 
 
 class Place:
-    """One deployment at run time. `busy` counts this worker's open attempts."""
+    """One deployment at run time, and what it can do after all corrections. `busy` counts this worker's open attempts."""
 
     __slots__ = ("backend", "breaker", "busy", "capabilities", "deployment")
 
     def __init__(self, deployment: Deployment, backend: Backend, capabilities: Capabilities) -> None:
         self.deployment = deployment
         self.backend = backend
-        self.capabilities = (capabilities | deployment.adds) - deployment.lacks
+        self.capabilities = capabilities
         self.breaker = Breaker()
         self.busy = 0
 

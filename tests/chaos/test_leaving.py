@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.upstream import Upstream, in_thread, upstream_server
 
 ONE, OTHER = "sk-leaving-one-0123456789abcdef", "sk-leaving-other-0123456789abcdef"
 REMOTE = ["words-3", "words-3-t30000", "words-500-d20", "words-600-k64"]
+EIGHT = "sk-leaving-eight-0123456789abcdef"
 GONE_S = 0.5
 #: The engine reads one prompt token per step of 10 ms and then speaks without end.
 ENGINE = {"prefill": 1, "step_s": 0.01, "repeat": True}
@@ -30,6 +32,7 @@ def tree(upstream: Upstream, folder: Path, workers: int, redis: RedisServer | No
         f"d-{m}": {"dialect": "openai_compatible", "base_url": upstream.url, "model": m} for m in REMOTE
     }
     deployments["d-gated"] = {**deployments["d-words-500-d20"], "max_in_flight": 1}  # type: ignore[dict-item]
+    deployments["d-fan"] = {**deployments["d-words-500-d20"], "capabilities": {"lacks": ["n"]}}  # type: ignore[dict-item]
     deployments["d-engine"] = {"engine": "local", "model": "scripted"}
     return {
         "server": {"workers": workers, "client_stall_s": 1},
@@ -40,7 +43,13 @@ def tree(upstream: Upstream, folder: Path, workers: int, redis: RedisServer | No
         },
         "deployments": deployments,
         "models": {name.removeprefix("d-"): {"tiers": [[name]]} for name in deployments},
-        "keys": {"declared": [declared_key("one", ONE, limits=[{"concurrent": 1}]), declared_key("other", OTHER)]},
+        "keys": {
+            "declared": [
+                declared_key("one", ONE, limits=[{"concurrent": 1}]),
+                declared_key("other", OTHER),
+                declared_key("eight", EIGHT, limits=[{"concurrent": 8}]),
+            ]
+        },
     }  # fmt: skip
 
 
@@ -173,6 +182,52 @@ async def test_a_hundred_who_leave_at_once_leave_no_slot_behind(gateway: Gateway
     client = await asked(gateway, OTHER, chat("engine", stream=False, cap=3))
     assert (await client.answer())[0] == 200
     client.leave()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+async def test_every_part_of_a_fanned_out_request_is_closed(gateway: GatewayProcess, stream: bool) -> None:
+    since = time.time_ns() // 1000
+    before = len(gateway.upstream.seen)
+    client = await asked(gateway, ONE, {**chat("fan", stream=stream), "n": 3})
+    await until(lambda: len(gateway.upstream.seen) == before + 3)
+    await (client.until(b"w1 ") if stream else asyncio.sleep(0.05))
+    left = client.leave()
+    parts = gateway.upstream.seen[before:]
+    await until(lambda: all(part.closed for part in parts))
+    assert max(part.closed for part in parts) - left < GONE_S
+    await nothing_is_held(gateway, since, streamed=stream, words=stream)
+
+
+async def test_leaving_at_any_moment_frees_everything_and_settles_each_once(gateway: GatewayProcess) -> None:
+    since = time.time_ns() // 1000
+    dice = random.Random(7)
+    models = ("words-3", "words-500-d20", "engine", "gated", "words-3-t30000", "fan")
+
+    async def one(number: int) -> None:
+        n = {"n": 2} if models[number % 6] == "fan" else {}
+        client = await asked(gateway, EIGHT, {**chat(models[number % 6], stream=dice.random() < 0.5, cap=50), **n})
+        await asyncio.sleep(dice.random() * 0.06)
+        client.leave(dice.choice(("close", "half_close", "reset")))
+
+    for _ in range(20):
+        await asyncio.gather(*(one(number) for number in range(8)))
+    await until(lambda: gateway.metric("switchyard_open_streams") == 0)
+    assert gateway.metric("switchyard_slots_in_use") == gateway.metric("switchyard_queue_depth") == 0
+    clients = [await asked(gateway, EIGHT, chat("words-500-d20")) for _ in range(8)]
+    for client in clients:
+        await client.until(b"w1 ")  # all eight leases are there
+    for client in clients:
+        client.leave()
+    await until(lambda: gateway.metric("switchyard_open_streams") == 0)
+    await until(
+        lambda: len(journal(gateway, "submit")) == sum(len(journal(gateway, e)) for e in ("cancel", "finish", "refuse"))
+    )
+    lines = [line for line in gateway.events("request") if line.get("key_id") == "eight"]
+    admitted = {line["request_id"] for line in lines if line["outcome"] in ("ok", "cancelled") and line["attempts"]}
+    await until(lambda: admitted <= {row["id"] for row in gateway.rows(0, key_id="eight", since_us=since)})
+    rows = gateway.rows(0, key_id="eight", since_us=since)
+    assert {row["outcome"] for row in rows} <= {"ok", "cancelled"}
+    assert {row["id"] for row in rows} <= {line["request_id"] for line in lines}
 
 
 async def test_a_client_that_stops_reading_is_cut_and_its_slot_freed(gateway: GatewayProcess) -> None:

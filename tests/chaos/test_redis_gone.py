@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from tests.gateway_process import GatewayProcess, declared_key, http_client
+from tests.raw_client import RawClient
 from tests.servers import RedisServer
 from tests.upstream import in_thread, upstream_server
 
 pytestmark = pytest.mark.redis
 DENY, ALLOW, FREE, FIVE = (f"sk-outage-{name}-0123456789abcdef" for name in ("deny", "allow", "free", "five"))
+ONE = "sk-outage-one-0123456789abcdef"
 TIMEOUT_S = 0.2
 #: What a busy test machine may add to a request.
 SLACK_S = 0.5
@@ -37,6 +39,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
                     declared_key("deny", DENY, limits=[many]),
                     declared_key("allow", ALLOW, limits=[{**many, "on_outage": "allow"}]),
                     declared_key("free", FREE),
+                    declared_key("one", ONE, limits=[{"concurrent": 1}]),
                     declared_key("five", FIVE, limits=[{"requests": 5, "per": "hour"}]),
                 ]
             },
@@ -89,6 +92,19 @@ async def test_a_paused_redis_adds_no_more_than_its_timeout(gateway: GatewayProc
         gateway.redis.resume()
     await again(gateway, DENY)
     assert gateway.metric("switchyard_limiter_degraded") == 0
+
+
+async def test_who_leaves_while_redis_is_asked_holds_nothing(gateway: GatewayProcess) -> None:
+    body = {"model": "words-3", "messages": [{"role": "user", "content": "hi"}]}
+    for _ in range(3):
+        gateway.redis.pause()
+        clients = [await (await RawClient.connect(gateway.port)).ask(ONE, body) for _ in range(4)]
+        await asyncio.sleep(TIMEOUT_S / 4)
+        for client in clients:
+            client.leave()
+        await asyncio.sleep(TIMEOUT_S / 4)
+        gateway.redis.resume()
+    await again(gateway, ONE)
 
 
 async def test_a_killed_redis_comes_back_without_a_restart_and_no_row_is_lost(gateway: GatewayProcess) -> None:

@@ -105,8 +105,8 @@ def test_a_reload_keeps_unchanged_places_and_retires_the_others():
     assert {place.deployment.id for place in after.retired} == {"b", "c"}
 
 
-def test_capabilities_are_corrected_by_the_deployment():
-    corrected = Deployment("a", "m", adds=frozenset({NEEDS_OUTPUT_CAP}), lacks=frozenset({"top_k"}))
-    places = catalog(deployments=(corrected,))
-    assert places.capabilities["a"] == {"chat", NEEDS_OUTPUT_CAP}
-    assert places.needs_output_cap(Route("m", ((corrected,),)))
+def test_a_route_needs_a_cap_when_one_of_its_deployments_does():
+    can = {"a": frozenset({"chat"}), "b": frozenset({"chat", NEEDS_OUTPUT_CAP})}
+    places = Catalog({"a": A, "b": B}, lambda deployment: (None, can[deployment.id]))
+    assert places.needs_output_cap(Route("m", ((A,), (B,))))
+    assert not places.needs_output_cap(Route("m", ((A,),)))
