@@ -222,12 +222,15 @@ async def test_leaving_at_any_moment_frees_everything_and_settles_each_once(gate
     await until(
         lambda: len(journal(gateway, "submit")) == sum(len(journal(gateway, e)) for e in ("cancel", "finish", "refuse"))
     )
-    lines = [line for line in gateway.events("request") if line.get("key_id") == "eight"]
-    admitted = {line["request_id"] for line in lines if line["outcome"] in ("ok", "cancelled") and line["attempts"]}
-    await until(lambda: admitted <= {row["id"] for row in gateway.rows(0, key_id="eight", since_us=since)})
-    rows = gateway.rows(0, key_id="eight", since_us=since)
-    assert {row["outcome"] for row in rows} <= {"ok", "cancelled"}
-    assert {row["id"] for row in rows} <= {line["request_id"] for line in lines}
+
+    def settled() -> bool:
+        lines = [line for line in gateway.events("request") if line.get("key_id") == "eight"]
+        admitted = {line["request_id"] for line in lines if line["outcome"] in ("ok", "cancelled") and line["attempts"]}
+        rows = gateway.rows(0, key_id="eight", since_us=since)
+        assert {row["outcome"] for row in rows} <= {"ok", "cancelled"}
+        return admitted <= {row["id"] for row in rows} <= {line["request_id"] for line in lines}
+
+    await until(settled)
 
 
 async def test_a_client_that_stops_reading_is_cut_and_its_slot_freed(gateway: GatewayProcess) -> None:
