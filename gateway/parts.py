@@ -13,8 +13,13 @@ from typing import Any
 from sqlalchemy.engine import make_url
 
 from backends.core.errors import GatewayError
+from gateway.admin.caller import AdminParts
+from gateway.admin.surface import admin_routers
 from gateway.auth.authenticate import Authenticator
+from gateway.auth.database import Database
 from gateway.auth.keystore import KeyStore
+from gateway.auth.overlay import in_file
+from gateway.auth.owners import OwnerStore
 from gateway.boot import Boot
 from gateway.config.loader import parse
 from gateway.config.problems import ConfigError
@@ -27,6 +32,7 @@ from gateway.gate.client import GateClient
 from gateway.gate.local import LocalGate
 from gateway.ledger.embedded import EmbeddedLedger
 from gateway.ledger.queries import keep_retention
+from gateway.ledger.rows import connect
 from gateway.limits.embedded_store import EmbeddedStore
 from gateway.limits.periods import LONGEST_PERIOD_US
 from gateway.limits.redis_store import RedisStore
@@ -69,7 +75,9 @@ class Parts:
         self._backends = Backends(boot, f"worker-{index}")
         self._retired: list[Place] = []
         self._view = self._connect(boot.configuration, None)
-        self._keys = KeyStore(boot.configuration.ledger_url)
+        self._accounts = Database(boot.configuration.ledger_url)
+        self._keys = KeyStore(self._accounts)
+        self._reports = connect(boot.configuration.ledger_url)
         self.auth = Authenticator(lambda: self._view.snapshot, self._keys, boot.pepper)
         self.gate: LocalGate | GateClient = (
             GateClient(boot.gate_socket, index, incarnation, self.samples)
@@ -96,7 +104,7 @@ class Parts:
             on_outage=boot.configuration.static.redis.on_outage,
             signal=self._signal,
         )
-        web = web_app(WebParts(auth=self.auth, now_us=wall_us, snapshot=lambda: self._view.snapshot, not_ready=self.not_ready))
+        web = web_app(self._web())
         self.app = EdgeApp(
             serve=lambda exchange, protocol: serve(exchange, protocol, house),
             web=web,
@@ -144,6 +152,7 @@ class Parts:
             self._ledger.close()
         await self._backends.aclose([place.backend for place in (*self._view.catalog.places.values(), *self._retired)])
         await self._keys.aclose()
+        await self._reports.dispose()
 
     def reload(self, configuration: Configuration) -> None:
         """Serve new requests by another configuration; open ones go on with theirs."""
@@ -207,6 +216,27 @@ class Parts:
             )
         self._ledger = EmbeddedLedger(Path(make_url(configuration.ledger_url).database or ""))
         return EmbeddedStore(wall_us, self._ledger)
+
+    def _web(self) -> WebParts:
+        admin = AdminParts(
+            auth=self.auth,
+            database=self._accounts,
+            keys=self._keys,
+            owners=OwnerStore(self._accounts, lambda kind, name: in_file(self._view.snapshot, kind, name)),
+            pepper=self.boot.pepper,
+            now_us=wall_us,
+            snapshot=lambda: self._view.snapshot,
+            present=self.auth.snapshot,
+            peek=self.limits.peek,
+            store_now_us=self.limits.now_us,
+        )
+        return WebParts(
+            auth=self.auth,
+            now_us=wall_us,
+            snapshot=lambda: self._view.snapshot,
+            not_ready=self.not_ready,
+            routers=admin_routers(admin, self._reports),
+        )
 
     @property
     def _redis(self) -> RedisStore:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from base64 import b32decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -44,6 +44,8 @@ __all__ = [
 #: The longest that an old secret may go on after a rotation: 30 days.
 MAX_GRACE_S = 30 * 86_400
 _CLI = "cli"
+#: Raises what speaks against changing a stored key.
+Guard = Callable[[KeyRecord], None]
 
 
 class KeyStore:
@@ -91,8 +93,14 @@ class KeyStore:
             await change.audit("create", "key", record.id, _shown(_told(record)), record.team)
         return minted, record
 
-    async def change(self, id: str, change: KeyChange, by: By, in_file: InFile | None = None) -> KeyRecord:
+    async def change(
+        self, id: str, change: KeyChange, by: By, in_file: InFile | None = None, guard: Guard | None = None
+    ) -> KeyRecord:
         """Change a key's fields, all or none.
+
+        Args:
+            in_file: as for `create`.
+            guard: sees the stored key inside the transaction and raises what speaks against the change.
 
         Raises:
             InvalidKey: a value is wrong.
@@ -101,7 +109,7 @@ class KeyStore:
         """
         fields = stated(change)
         async with self.database.changing(by) as transaction:
-            before = await _locked(transaction, id)
+            before = await _locked(transaction, id, guard)
             after = msgspec.structs.replace(before, **fields)
             _check(after, fields, by.at_us)
             if in_file is not None and after.team and after.team != before.team:
@@ -110,32 +118,34 @@ class KeyStore:
             await transaction.audit("change", "key", id, _shown(fields), after.team)
         return after
 
-    async def suspend(self, id: str, by: By) -> KeyRecord:
+    async def suspend(self, id: str, by: By, guard: Guard | None = None) -> KeyRecord:
         """Refuse the key until `resume`; again keeps the first instant.
 
         Raises:
             UnknownKey, KeyRetired, KeysUnavailable: see `change`.
         """
-        return await self._mark(id, by, "suspend")
+        return await self._mark(id, by, "suspend", guard)
 
-    async def resume(self, id: str, by: By) -> KeyRecord:
+    async def resume(self, id: str, by: By, guard: Guard | None = None) -> KeyRecord:
         """Let a suspended key in again.
 
         Raises:
             UnknownKey, KeyRetired, KeysUnavailable: see `change`.
         """
-        return await self._mark(id, by, "resume")
+        return await self._mark(id, by, "resume", guard)
 
-    async def revoke(self, id: str, by: By) -> KeyRecord:
+    async def revoke(self, id: str, by: By, guard: Guard | None = None) -> KeyRecord:
         """Revoke a key for good; revoking it again keeps the first instant.
 
         Raises:
             UnknownKey: no such key; nothing was changed.
             KeysUnavailable: the database does not answer.
         """
-        return await self._mark(id, by, "revoke")
+        return await self._mark(id, by, "revoke", guard)
 
-    async def rotate(self, id: str, pepper: bytes, by: By, randomness: bytes, grace_s: int) -> tuple[MintedKey, KeyRecord]:
+    async def rotate(
+        self, id: str, pepper: bytes, by: By, randomness: bytes, grace_s: int, guard: Guard | None = None
+    ) -> tuple[MintedKey, KeyRecord]:
         """A new secret under the same public id. The old one is good for `grace_s` seconds more; one that an earlier
         rotation left in its grace ends now.
 
@@ -146,7 +156,7 @@ class KeyStore:
         if not 0 <= grace_s <= MAX_GRACE_S:
             raise InvalidKey(f"grace_s: from 0 to {MAX_GRACE_S} seconds")
         async with self.database.changing(by) as change:
-            before = await _locked(change, id)
+            before = await _locked(change, id, guard)
             minted = mint(pepper, b32decode(id.upper()) + randomness[PUBLIC_BYTES:])
             after = msgspec.structs.replace(
                 before,
@@ -224,9 +234,9 @@ class KeyStore:
         """Close the pooled connections."""
         await self.database.aclose()
 
-    async def _mark(self, id: str, by: By, action: str) -> KeyRecord:
+    async def _mark(self, id: str, by: By, action: str, guard: Guard | None) -> KeyRecord:
         async with self.database.changing(by) as change:
-            before = await _locked(change, id, retired_too=action == "revoke")
+            before = await _locked(change, id, guard, retired_too=action == "revoke")
             if action == "revoke":
                 after = msgspec.structs.replace(
                     before,
@@ -290,11 +300,13 @@ async def _find(connection: AsyncConnection, id: str) -> KeyRecord | None:
     return None if row is None else _record(row)
 
 
-async def _locked(change: Change, id: str, *, retired_too: bool = False) -> KeyRecord:
+async def _locked(change: Change, id: str, guard: Guard | None, *, retired_too: bool = False) -> KeyRecord:
     """The key in a transaction; the revision's lock keeps others from changing it."""
     found = await _find(change.connection, id)
     if found is None:
         raise UnknownKey("no key has this id")
+    if guard is not None:
+        guard(found)
     if found.revoked_us is not None and not retired_too:
         raise KeyRetired("the key was revoked for good; mint another one")
     return found

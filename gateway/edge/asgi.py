@@ -13,11 +13,13 @@ from backends.core.errors import GatewayError
 from gateway.edge.cors import Cors
 from gateway.edge.cycle import EXTENSION, App, Cycle, Message, Receive, Send
 from gateway.edge.exchange import HttpExchange
-from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.exchange import BodyTooLarge, Exchange
 from gateway.protocols.contract import ClientProtocol
 from gateway.protocols.openai_errors import render
 from gateway.protocols.registry import PATHS
 
+#: What a request outside of the generation paths may bring: 1 MiB holds the longest admin body.
+OTHER_BODY_BYTES = 1 << 20
 Serve = Callable[[Exchange, ClientProtocol], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 
@@ -86,6 +88,14 @@ class EdgeApp:
             return
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the cycle leaves the body out
+        if scope["method"] not in ("GET", "HEAD"):
+            body = await _whole_body(receive)
+            if body is None:
+                error = BodyTooLarge(f"The request body is larger than {OTHER_BODY_BYTES} bytes.")
+                json = [(b"content-type", b"application/json"), *self._cors.headers(scope["headers"])]
+                await self._answer(send, error.status, json, render(error, in_stream=False))
+                return
+            receive = _replayed(body, receive)
         extra = [*self._cors.headers(scope["headers"]), (b"x-request-id", self._mint_id().encode())]
 
         async def with_headers(message: Message) -> None:
@@ -99,3 +109,29 @@ class EdgeApp:
         headers.append((b"x-request-id", self._mint_id().encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+async def _whole_body(receive: Receive) -> bytes | None:
+    """The body, or None when it is too large. What a client that left had sent is its body."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > OTHER_BODY_BYTES:
+            return None
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives this body first."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -41,7 +41,7 @@ def document(own: dict[str, Any]) -> dict[str, Any]:
     for path, body, summary, answer in _GENERATION:
         own["paths"][path] = {"post": _operation(body.__name__, summary, answer)}
     for path in own["paths"]:
-        if path.startswith("/v1/"):
+        if path.startswith(("/v1/", "/admin/v1/")):
             for operation in own["paths"][path].values():
                 operation["security"] = [{"key": []}]
     return own

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from pydantic import BaseModel
@@ -37,6 +37,7 @@ class WebParts:
     """What the FastAPI part is given.
 
     `now_us`: Unix µs. `not_ready`: why this worker must get no traffic, by part; empty when it is ready.
+    `routers`: further parts of the surface, such as the admin API.
     `metrics`: the Prometheus text, and `metrics_token` the bearer token that shows it; without both the path is a 404.
     """
 
@@ -46,6 +47,7 @@ class WebParts:
     not_ready: Callable[[], Mapping[str, str]]
     metrics: Callable[[], Awaitable[bytes]] | None = None
     metrics_token: str = ""
+    routers: Sequence[APIRouter] = ()
 
 
 class ModelObject(BaseModel):
@@ -95,6 +97,8 @@ def web_app(parts: WebParts) -> FastAPI:
         policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
         return HTMLResponse(docs_page(app.openapi()), headers=policy)
 
+    for router in parts.routers:
+        app.include_router(router)
     _errors(app)
     plain = app.openapi
 
@@ -169,7 +173,9 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
         what = f"{request.method[:16]} {request.scope['path'][:256]}"
-        if error.status_code == 405:
+        if error.status_code == 400:
+            body = envelope("The request body is no valid JSON.", "invalid_request_error", code="invalid_json")
+        elif error.status_code == 405:
             body = envelope(f"Not allowed: {what}.", "invalid_request_error", code="method_not_allowed")
         else:
             body = envelope(f"Unknown request URL: {what}.", "invalid_request_error", code="unknown_url")
@@ -178,8 +184,16 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return Response(envelope(first["msg"], "invalid_request_error", param, "invalid_value"), 400, None, "application/json")
+        if first["type"] == "json_invalid":
+            return Response(
+                envelope("The request body is no valid JSON.", "invalid_request_error", code="invalid_json"),
+                400,
+                None,
+                "application/json",
+            )
+        param = ".".join(str(part) for part in first["loc"][1:])[:256] or None
+        words = f"{param}: {first['msg']}" if param else first["msg"]
+        return Response(envelope(words, "invalid_request_error", param, "invalid_value"), 400, None, "application/json")
 
     @app.exception_handler(Exception)
     async def bug(_request: Request, error: Exception) -> Response:

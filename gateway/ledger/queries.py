@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -17,10 +18,11 @@ from gateway.ledger.models import LEDGER
 from gateway.ledger.rows import connect
 
 DAY_US = 86_400_000_000
-Dimension = Literal["key", "team", "user", "model", "deployment", "outcome", "day"]
+Dimension = Literal["key", "team", "organisation", "user", "model", "deployment", "outcome", "day"]
 _DIMENSIONS: dict[Dimension, sa.ColumnElement[Any]] = {
     "key": LEDGER.c.key_id,
     "team": LEDGER.c.team_id,
+    "organisation": LEDGER.c.org_id,
     "user": LEDGER.c.user,
     "model": LEDGER.c.model,
     "deployment": LEDGER.c.deployment,
@@ -42,18 +44,30 @@ class UsageSum(msgspec.Struct, frozen=True):
     cost_nusd: int
 
 
-async def usage(engine: AsyncEngine, by: Sequence[Dimension], since_us: int, until_us: int) -> list[UsageSum]:
+async def usage(
+    engine: AsyncEngine,
+    by: Sequence[Dimension],
+    since_us: int,
+    until_us: int,
+    only: Mapping[Dimension, str | int] = MappingProxyType({}),
+    offset: int = 0,
+    limit: int | None = None,
+) -> list[UsageSum]:
     """Sums of the settled and abandoned rows admitted in [since_us, until_us), by group, in the groups' order.
 
-    With no dimension there is one sum, or none when there is no row.
+    With no dimension there is one sum, or none when there is no row. `only` keeps rows with these values; `offset` and
+    `limit` choose groups.
     """
     groups = [_DIMENSIONS[name] for name in by]
     names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cost_nusd")
     query = (
         sa.select(*groups, sa.func.count(), *(sa.func.coalesce(sa.func.sum(LEDGER.c[name]), 0) for name in names))
         .where(LEDGER.c.state == "final", LEDGER.c.admitted_us >= since_us, LEDGER.c.admitted_us < until_us)
+        .where(*(_DIMENSIONS[name] == value for name, value in only.items()))
         .group_by(*groups)
         .order_by(*groups)
+        .offset(offset or None)
+        .limit(limit)
     )
     async with engine.connect() as connection:
         rows = (await connection.execute(query)).all()

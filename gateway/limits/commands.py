@@ -138,6 +138,14 @@ def renew_args(script: Script, live: Sequence[tuple[Progress, int]], deadline_us
     return ("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
+def peek_args(script: Script, rules: Sequence[Rule], lease_ms: int) -> Args:
+    """EVALSHA of a look at some rules; `parse_admit` reads its answer."""
+    args: list[bytes | str | int] = [lease_ms, len(rules)]
+    for rule in rules:
+        args += (_LETTER[rule.kind], rule.limit, rule.window_ms)
+    return ("EVALSHA", script.sha, len(rules), *(counter_key(rule.name) for rule in rules), *args)
+
+
 def used_of(rules: Sequence[Rule | Reserved], amounts: Sequence[int]) -> tuple[Used, ...]:
     """Rules with the amounts that were really used."""
     return tuple([Used(r.name, r.kind, r.window_ms, amount) for r, amount in zip(rules, amounts, strict=True)])

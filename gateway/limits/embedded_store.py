@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, Settlement
+from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, RuleState, Settlement
 from gateway.limits.outbox import Outbox, StoredCharges, pack_charges, unpack_charges
 from gateway.limits.reference import Counters, Refused, check_rules
 from gateway.limits.refusal import refusal, unavailable
-from gateway.limits.store import check_periods
+from gateway.limits.store import PEEK_LEASE_MS, check_periods
 
 _RETRY_MS = 1000
 
@@ -69,6 +69,10 @@ class EmbeddedStore:
                 raise unavailable(_RETRY_MS, f"outbox: {type(error).__name__}: {error}") from error
             degraded = True
         return Reservation(id, now_us, tuple(rules), verdict.states, degraded)
+
+    async def peek(self, rules: Sequence[Rule]) -> Sequence[RuleState]:
+        """See `LimitStore.peek`."""
+        return self._counters.states(rules, PEEK_LEASE_MS, self._clock())
 
     async def renew(self, live: Sequence[Progress]) -> None:
         """See `LimitStore.renew`."""

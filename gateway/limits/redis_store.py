@@ -13,11 +13,12 @@ from typing import Any, Self
 
 import msgspec
 
-from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, Settlement
+from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, RuleState, Settlement
 from gateway.domain.usage_stream import pack_row
 from gateway.limits.commands import AdmitReply, Args, Closing, admit_args, pack_opening, parse_admit, renew_args, used_of
 from gateway.limits.link import Command, Link, LinkDown
 from gateway.limits.outstanding import Outstanding
+from gateway.limits.peek import Peek
 from gateway.limits.reference import check_rules
 from gateway.limits.refusal import refusal, unavailable
 from gateway.limits.scripts import Script, Scripts, compose
@@ -207,6 +208,16 @@ class RedisStore:
             raise refusal(ours, answer.index, answer.retry_after_ms, answer.states)
         self._open[id] = _Live(ours, answer.epoch, answer.now_us, lease_ms)
         return Reservation(id, answer.now_us, ours, answer.states)
+
+    async def peek(self, rules: Sequence[Rule]) -> Sequence[RuleState]:
+        """See `LimitStore.peek`."""
+        command = Peek(self.scripts.peek, rules)
+        if not self.link.send(command):
+            raise unavailable(_RETRY_MS, "breaker open")
+        try:
+            return (await command.future).states
+        except LinkDown as error:
+            raise unavailable(_RETRY_MS, str(error)) from None
 
     async def renew(self, live: Sequence[Progress]) -> None:
         """See `LimitStore.renew`; bounded batches, so that no script runs long."""

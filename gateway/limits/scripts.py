@@ -31,11 +31,12 @@ class Scripts(msgspec.Struct, frozen=True):
     settle: Script
     renew: Script
     sweep: Script
+    peek: Script
 
     @property
     def all(self) -> tuple[Script, ...]:
         """In the order in which they are loaded."""
-        return (self.admit, self.settle, self.renew, self.sweep)
+        return (self.admit, self.settle, self.renew, self.sweep, self.peek)
 
 
 def compose(clock: str = SERVER_CLOCK) -> Scripts:
@@ -45,6 +46,7 @@ def compose(clock: str = SERVER_CLOCK) -> Scripts:
         settle=_script(clock, "counters", "settle"),
         renew=_script(clock, "counters", "renew"),
         sweep=_script(clock, "counters", "sweep", "settle"),
+        peek=_script(clock, "counters", "peek"),
     )
 
 

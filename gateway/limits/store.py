@@ -9,6 +9,9 @@ from typing import Protocol
 from backends.core.errors import GatewayError
 from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, RuleState, Settlement
 
+#: How long a lease is said to last when nobody asks for one.
+PEEK_LEASE_MS = 15_000
+
 
 class LimitExceeded(GatewayError):
     """A rate or a concurrency limit refused the request (429). Nothing was charged to any rule.
@@ -72,6 +75,13 @@ class LimitStore(Protocol):
             LimitExceeded: the first rule that refuses; nothing was charged.
             PeriodOver: a quota of `rules` has ended; nothing is charged, and the id may be used again.
             LimitsUnavailable: no answer in time and some rule denies on outage; nothing will be charged.
+        """
+
+    async def peek(self, rules: Sequence[Rule]) -> Sequence[RuleState]:
+        """What is left of these rules now; nothing is charged.
+
+        Raises:
+            LimitsUnavailable: no answer in time.
         """
 
     async def renew(self, live: Sequence[Progress]) -> None:

@@ -1,0 +1,23 @@
+"""The whole admin surface: one router per noun, and the key's own page."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.admin import audit, keys, me, organisations, prices, teams, usage, users
+from gateway.admin.caller import AdminParts
+
+
+def admin_routers(parts: AdminParts, ledger: AsyncEngine) -> list[APIRouter]:
+    """All routers. The caller closes the engine, which reads the ledger."""
+    return [
+        organisations.router(parts),
+        teams.router(parts),
+        users.router(parts),
+        keys.router(parts),
+        prices.router(parts),
+        usage.router(parts, ledger),
+        audit.router(parts),
+        me.router(parts, ledger),
+    ]
