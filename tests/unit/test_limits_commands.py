@@ -62,7 +62,7 @@ def test_a_reply_of_another_form_is_refused(reply):
 def test_production_scripts_use_the_servers_clock_and_the_oracles_do_not():
     assert all(b"redis.call('TIME')" in script.text for script in SCRIPTS.all)
     assert not any(b"redis.call('TIME')" in script.text for script in compose(ORACLE_CLOCK).all)
-    assert len({script.sha for script in SCRIPTS.all}) == 4
+    assert len({script.sha for script in SCRIPTS.all}) == 5
 
 
 def test_an_abandoned_request_is_estimated_and_never_above_what_was_reserved():
