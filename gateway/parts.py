@@ -22,7 +22,7 @@ from gateway.auth.overlay import in_file
 from gateway.auth.owners import OwnerStore
 from gateway.boot import Boot
 from gateway.config.loader import parse
-from gateway.config.problems import ConfigError
+from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
 from gateway.domain.ids import uuid7
 from gateway.domain.settlement import RuleState
@@ -40,6 +40,7 @@ from gateway.limits.signals import labels
 from gateway.limits.spool import Spool
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
+from gateway.pipeline.counting import Counter, load_counters, load_tokenizer
 from gateway.pipeline.house import House, View
 from gateway.pipeline.open_requests import OpenRequests
 from gateway.pipeline.serve import serve
@@ -74,6 +75,7 @@ class Parts:
         self._ledger: EmbeddedLedger | None = None
         self._backends = Backends(boot, f"worker-{index}")
         self._retired: list[Place] = []
+        self._counters: dict[str, Counter] = {}
         self._view = self._connect(boot.configuration, None)
         self._accounts = Database(boot.configuration.ledger_url)
         self._keys = KeyStore(self._accounts)
@@ -201,8 +203,13 @@ class Parts:
         catalog = Catalog(snapshot.deployments, self._backends.build, before)
         self._retired += catalog.retired
         self._not_ready.update({f"engine {name}": "loading" for name in snapshot.engines} if before is None else {})
+        try:
+            self._counters = load_counters(snapshot.models.values(), load_tokenizer, self._counters)
+        except Exception as error:  # tokenizers raises nothing narrower
+            file = str(configuration.file or "")
+            raise ConfigError([Problem(file, "models", f"a tokenizer: {error}", "check tokenizer.file")]) from error
         server = configuration.static.server
-        return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s)
+        return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters)
 
     def _store(self) -> LimitStore:
         configuration = self.boot.configuration

@@ -16,6 +16,7 @@ from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
 from gateway.domain.settlement import Reservation, Rule, RuleState, Settlement
+from gateway.pipeline.counting import key_of
 from gateway.pipeline.house import House, View
 from gateway.pipeline.open_requests import OpenRequests
 from gateway.pipeline.settler import Settler
@@ -249,10 +250,10 @@ class FakeHouse:
         self.signals: list[tuple[str, str]] = []
         self.bugs: list[BaseException] = []
         self.open_requests = OpenRequests()
-        view = View(snapshot, self.catalog, 1 << 20)
+        self.view = View(snapshot, self.catalog, 1 << 20)
         numbers = itertools.count()
         self.house = House(
-            view=lambda: view,
+            view=lambda: self.view,
             auth=self.auth,
             limits=self.store,
             gate=self.gate,
@@ -262,6 +263,10 @@ class FakeHouse:
             mint_id=lambda _: f"id-{next(numbers)}",
             signal=self._signal,
         )
+
+    def count_with(self, counter: object) -> None:
+        """Count the route's prompts with this."""
+        self.view = View(self.view.snapshot, self.catalog, 1 << 20, counters={key_of(self.route): counter})  # type: ignore[dict-item]
 
     def _signal(self, near: Sequence[RuleState], shadowed: Sequence[RuleState]) -> None:
         self.signals += [("near", state.rule.name) for state in near]

@@ -25,6 +25,7 @@ from gateway.config.dynamic import (
     PriceEntry,
     TeamEntry,
 )
+from gateway.config.model_files import tokenizer_problem
 from gateway.config.problems import KeyPath
 from gateway.config.secrets import BadReference, resolve_reference
 from gateway.config.snapshot import EngineSpec, Snapshot, Team
@@ -206,13 +207,25 @@ class Compiler:
         return value
 
     def _template(self, path: KeyPath, entry: DeploymentEntry) -> str:
-        if entry.template is None:
+        return self._jinja((*path, "template"), entry.template)
+
+    def _jinja(self, path: KeyPath, file: str | None) -> str:
+        """The source of a template."""
+        if file is None:
             return ""
         try:
-            return resolve_reference(f"file:{entry.template}", self._base)
+            return resolve_reference(f"file:{file}", self._base)
         except BadReference as bad:
-            self._report((*path, "template"), bad.problem, "write the path of a readable jinja file")
+            self._report(path, bad.problem, "write the path of a readable jinja file")
             return ""
+
+    def _tokenizer(self, path: KeyPath, file: str | None) -> str:
+        """The path of a tokenizer.json."""
+        if file is None:
+            return ""
+        if problem := tokenizer_problem(self._base / file):
+            self._report((*path, "tokenizer", "file"), *problem)
+        return str(self._base / file)
 
     def _models(self, deployments: Mapping[str, Deployment]) -> dict[str, Route]:
         routes: dict[str, Route] = {}
@@ -267,6 +280,8 @@ class Compiler:
             defaults=_sampling(entry.defaults),
             owned_by=entry.owned_by,
             limits=self._limits(entry.limits, f"model:{name}", path, self._dynamic.gateway.timezone),
+            tokenizer=self._tokenizer(path, entry.tokenizer.file),
+            chat_template=self._jinja((*path, "tokenizer", "template"), entry.tokenizer.template),
         )
 
     def _defaults(self, path: KeyPath, entry: ModelEntry, deployments: Iterable[Deployment]) -> None:

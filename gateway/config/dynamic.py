@@ -240,6 +240,23 @@ class DefaultsEntry(Entry):
     )
 
 
+class TokenizerEntry(Entry):
+    """The model's own tokenizer: prompts are counted, where they are estimated without it."""
+
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="path of a Hugging Face tokenizer.json (needs the extra `tokenizers`)",
+    )
+    template: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="path of the model's chat template (jinja), which makes the count of a conversation exact",
+    )
+
+
 class ModelEntry(Entry):
     """A model as clients know it."""
 
@@ -260,6 +277,7 @@ class ModelEntry(Entry):
     defaults: DefaultsEntry = Field(default_factory=DefaultsEntry, description="sampling where the request states none")
     owned_by: str = Field(default="switchyard", min_length=1, max_length=128, description="shown by GET /v1/models")
     limits: tuple[Limit, ...] = Field(default=(), max_length=32, description="of the model, whoever asks for it")
+    tokenizer: TokenizerEntry = Field(default_factory=TokenizerEntry, description="the model's own tokenizer")
 
 
 class GatewayEntry(Entry):

@@ -66,6 +66,7 @@ class Route(msgspec.Struct, frozen=True):
     """What a model name resolves to. Tiers are tried in order; inside a tier the policy chooses.
 
     `context` 0 = unknown. `weights` by deployment id (1 where absent). `limits` hold for the model, whoever asks.
+    `tokenizer` is the path of a tokenizer.json ("" = prompts are estimated), `chat_template` a template's jinja source.
     """
 
     name: str
@@ -78,3 +79,5 @@ class Route(msgspec.Struct, frozen=True):
     created_s: int = 0
     owned_by: str = "switchyard"
     limits: tuple[LimitSpec, ...] = ()
+    tokenizer: str = ""
+    chat_template: str = ""

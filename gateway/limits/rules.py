@@ -122,6 +122,11 @@ def owner_of(name: str) -> tuple[str, str]:
     return name.partition(":")[0], model
 
 
+def counts_tokens(limits: Iterable[LimitSpec]) -> bool:
+    """Whether some limit needs to know how long the prompt is."""
+    return any(spec.unit not in ("requests", "slots") for spec in limits)
+
+
 def bounds_output(limits: Iterable[LimitSpec]) -> bool:
     """Whether some limit needs to know beforehand how long the answer may be."""
     return any(spec.unit in GROWING and not spec.shadow for spec in limits)

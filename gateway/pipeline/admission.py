@@ -17,12 +17,14 @@ from gateway.limits.rules import (
     applying,
     bounds_output,
     ceiling,
+    counts_tokens,
     largest_output,
     output_left,
     rules_for,
 )
 from gateway.limits.store import LimitExceeded, LimitsUnavailable, PeriodOver
 from gateway.pipeline.clock import monotonic_us
+from gateway.pipeline.counting import key_of
 from gateway.pipeline.estimate import input_bound, output_cap, with_cap, with_defaults
 from gateway.pipeline.house import House, View
 from gateway.pipeline.rows import opening_row
@@ -48,8 +50,10 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     """
     route, principal = tally.route, tally.principal
     assert route is not None and principal is not None
-    tally.input_estimate = input_bound(call)
     limits = applying(principal.limits + route.limits if route.limits else principal.limits, route.name)
+    counter = view.counters.get(key_of(route)) if route.tokenizer and counts_tokens(limits) else None
+    tally.input_counted = counter is not None
+    tally.input_estimate = input_bound(call) if counter is None else await counter.bound(call)
     call = msgspec.structs.replace(call, job=with_defaults(call.job, route.defaults))
     demand = _demand(call, tally.input_estimate, _price(route, limits))
     ours = may_lower = False

@@ -1,7 +1,7 @@
 """Admission maths: what a request may cost before it runs, and what an interrupted one did cost. Pure.
 
 The prompt estimate is an upper bound for text of any language with byte-level tokenizers of usual compression:
-max(UTF-8 bytes / 2, 1) + 8 per message (docs/limits.md states the bound and the metric that shows overruns).
+max(UTF-8 bytes / 2, 1) + 8 per message + 2,048 per image (docs/limits.md states the bound and the metric that shows overruns).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from backends.core.request import GenerationRequest, Job, Sampling
 from backends.core.usage import Usage
 from gateway.domain.principal import LimitSpec
 from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, largest_output
+from gateway.pipeline.counting import PER_IMAGE, images
 from gateway.protocols.contract import Call
 
 _TOKENS_PER_MESSAGE = 8
@@ -21,7 +22,9 @@ _TOKENS_PER_MESSAGE = 8
 
 def input_bound(call: Call) -> int:
     """An upper estimate of the prompt's tokens."""
-    return max(-(-call.text_bytes // 2), 1) + call.token_count + _TOKENS_PER_MESSAGE * call.items
+    bound = max(-(-call.text_bytes // 2), 1) + call.token_count + _TOKENS_PER_MESSAGE * call.items
+    job = call.job
+    return bound + PER_IMAGE * images(job.messages) if isinstance(job, GenerationRequest) and job.messages else bound
 
 
 def output_cap(default: int, context: int, demand: Demand, limits: Sequence[LimitSpec]) -> int:
@@ -58,12 +61,14 @@ def with_defaults(job: Job, defaults: Sampling) -> Job:
     return msgspec.structs.replace(job, sampling=msgspec.structs.replace(job.sampling, **changes))
 
 
-def generated(call: Call, deltas: int, delta_bytes: int) -> Usage:
+def generated(call: Call, deltas: int, delta_bytes: int, prompt: int = 0) -> Usage:
     """Usage that no backend reported: output max(deltas, bytes / 4), input bytes / 4; marked `estimated`.
 
-    Bytes alone never estimate more output than the cap that the backend was told.
+    Bytes alone never estimate more output than the cap that the backend was told. `prompt`: its tokens where they were
+    counted, 0 = they were not.
     """
-    prompt = max(-(-call.text_bytes // 4), 1) + call.token_count + _TOKENS_PER_MESSAGE // 2 * call.items
+    if not prompt:
+        prompt = max(-(-call.text_bytes // 4), 1) + call.token_count + _TOKENS_PER_MESSAGE // 2 * call.items
     job = call.job
     if not isinstance(job, GenerationRequest):
         return Usage(prompt, 0, source="estimated")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -13,6 +13,7 @@ from gateway.domain.principal import Principal
 from gateway.domain.settlement import RuleState
 from gateway.gate.protocol import Gate
 from gateway.limits.store import LimitStore
+from gateway.pipeline.counting import Counter
 from gateway.pipeline.open_requests import OpenRequests
 from gateway.pipeline.settler import Settler
 from gateway.routing.catalog import Catalog
@@ -32,6 +33,8 @@ class View(msgspec.Struct, frozen=True):
     catalog: Catalog
     max_body_bytes: int
     max_wait_s: float = 30.0
+    counters: Mapping[str, Counter] = {}
+    """Prompt counters by `counting.key_of` of a route."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def usage_of(tally: Tally) -> Usage:
         return tally.usage
     if tally.call is None or not tally.deltas:
         return NOTHING
-    return generated(tally.call, tally.deltas, tally.delta_bytes)
+    return generated(tally.call, tally.deltas, tally.delta_bytes, tally.input_estimate if tally.input_counted else 0)
 
 
 def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:

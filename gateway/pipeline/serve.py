@@ -95,7 +95,7 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
         if isinstance(call.job, GenerationRequest) and tally.finished_choices < call.job.choices:
             raise UpstreamTruncated("The model's answer ended early.")
         if tally.usage is None:
-            tally.usage = generated(call, tally.deltas, tally.delta_bytes)
+            tally.usage = generated(call, tally.deltas, tally.delta_bytes, tally.input_estimate if tally.input_counted else 0)
             encoder.feed((tally.usage,))
         last = encoder.close()
         await house.settler.settled(tally)  # the slot is back before the client knows

@@ -49,6 +49,7 @@ class Tally:
         "first_event_us",
         "id",
         "imposed_cap",
+        "input_counted",
         "input_estimate",
         "itl_buckets",
         "itl_sum_us",
@@ -77,6 +78,7 @@ class Tally:
         self.reservation: Reservation | None = None
         self.attempts: list[AttemptRecord] = []
         self.input_estimate = 0
+        self.input_counted = False
         self.imposed_cap = 0
         self.admitting = False
         self.limiter_us = 0

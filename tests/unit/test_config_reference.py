@@ -39,6 +39,8 @@ def test_the_example_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(name, "redis://127.0.0.1:6379/0" if name == "REDIS_URL" else "x" * 32)
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "chatml.jinja").write_text("{{ messages }}")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tokenizer.json").write_text('{"model": {}}')
     found = parse(EXAMPLE.read_bytes(), tmp_path / EXAMPLE.name)
     assert {"chat", "gpt-4o-mini", "embed"} == set(found.snapshot.models)
     assert found.static.server.workers == 4

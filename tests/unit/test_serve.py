@@ -349,6 +349,33 @@ async def test_a_backend_that_refuses_the_cap_we_chose_is_a_502_and_another_is_t
     assert (await run(house)).error is None
 
 
+class Seven:
+    """A counter that finds seven tokens in every prompt."""
+
+    def __init__(self):
+        self.asked = 0
+
+    async def bound(self, call):
+        self.asked += 1
+        return 7
+
+
+async def test_a_model_with_a_tokenizer_has_its_prompts_counted_where_a_limit_asks():
+    counter = Seven()
+    tpm = FakeHouse([[place([TextDelta("Hel")], [TextDelta("lo"), Finish("stop")])]], TPM, tokenizer="t.json")
+    tpm.count_with(counter)
+    await run(tpm)
+    ((_, (rule,)),) = tpm.store.admitted
+    assert (counter.asked, rule.cost) == (1, 500)  # all that the limit leaves beside the seven
+    assert sent_cap(tpm) == 493
+    row = tpm.store.settled[0].row  # the backend told no usage
+    assert (row.input_tokens, row.output_tokens, row.usage_source) == (7, 2, "estimated")
+    free = FakeHouse([[place(*HELLO)]], tokenizer="t.json")
+    free.count_with(counter)
+    await run(free)
+    assert counter.asked == 1
+
+
 async def test_near_limits_and_a_degraded_store_are_told():
     house = FakeHouse([[place(*HELLO)]], Principal("k", limits=(LimitSpec("key:k", "requests", 1, 60_000),)))
     x = await run(house)
