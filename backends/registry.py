@@ -18,6 +18,9 @@ from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabili
 from backends.core.contracts import Dialect
 from backends.dialects import llamacpp
 from backends.dialects.anthropic import Anthropic
+from backends.dialects.chinese_alpaca import AlpacaOptions, ChineseAlpaca
+from backends.dialects.ffm import Ffm
+from backends.dialects.jquesnelle import Jquesnelle
 from backends.dialects.lightllm import LightLlm
 from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.ollama import Ollama
@@ -30,6 +33,13 @@ from backends.remote.rendering import PromptServer
 
 _NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _NO_SUFFIX = frozenset({"suffix", "reasoning_effort"})
+#: What servers of text alone lack: tools, forms of output, several choices, embeddings, images, token ids.
+_TEXT_ONLY = (
+    _NO_TOOLS
+    | _NO_SUFFIX
+    | {"n", "logprobs", "embeddings", "dimensions", "token_input", "image_url"}
+    | {"response_format.json_object", "response_format.json_schema"}
+)
 _LLAMA = LOCAL_SAMPLING - {"min_tokens"}
 _EOS_TEXTS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<end_of_turn>")
 
@@ -126,6 +136,45 @@ _QUIRKS = (
         adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos"}),
         lacks=_NO_SUFFIX | {"embeddings"},
     ),
+    # npuichigo's proxy before Triton: `n` would become the beam width, usage is all zeros, `stop` must be a list.
+    Quirks("openai_trtllm", lacks=_TEXT_ONLY | {"logit_bias"}, string_content=True, stream_usage=False),
+    # Samplers are fixed when it starts; errors come under 200; usage without the prompt; other reasons say `system`.
+    Quirks(
+        "mbase",
+        lacks=_TEXT_ONLY
+        | {"completions", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias"},
+        spelling=(("stop", ""),),
+        terminator="finish",
+        stream_usage=False,
+        developer_role=True,
+        string_content=True,
+        cut_stops=True,
+    ),
+    # transformers-openai-api by mesolitica: no `/v1` in its paths, no finish reason ever; stop strings that are no
+    # single token would be deleted from the text instead of ending it.
+    Quirks(
+        "mesolitica",
+        adds=frozenset({"top_k", "repetition_penalty"}),
+        lacks=_TEXT_ONLY | {"completions", "seed", "presence_penalty", "frequency_penalty", "logit_bias"},
+        spelling=(("stop", ""),),
+        terminator="close",
+        stream_usage=False,
+        string_content=True,
+        cut_stops=True,
+    ),
+    # llama.cpp's old proxy api_like_OAI.py: one newline an event, a `stop` that is no list is taken apart by letters.
+    Quirks(
+        "api_like_oai",
+        adds=frozenset(
+            {"top_k", "typical_p", "repetition_penalty", "repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta"}
+        ),
+        lacks=_TEXT_ONLY,
+        spelling=(("repetition_penalty", "repeat_penalty"),),
+        terminator="finish",
+        stream_usage=False,
+        string_content=True,
+        by_line=True,
+    ),
 )
 
 #: No options at all.
@@ -144,16 +193,19 @@ DIALECTS: Mapping[str, Callable[[], Dialect]] = MappingProxyType(
         "sglang": Sglang,
         "lmdeploy": LmDeploy,
         "lightllm": LightLlm,
+        "chinese_alpaca": ChineseAlpaca,
+        "ffm": Ffm,
+        "jquesnelle": Jquesnelle,
         "tei": Tei,
         "anthropic": Anthropic,
     }
 )
 #: Dialects that a deployment tells more of its server: the options' type, and what makes the dialect from them.
 _WITH_OPTIONS: Mapping[str, tuple[type[msgspec.Struct], Callable[[Any], Dialect]]] = MappingProxyType(
-    {"triton": (TritonOptions, Triton), "sglang": (SglangOptions, Sglang)}
+    {"triton": (TritonOptions, Triton), "sglang": (SglangOptions, Sglang), "chinese_alpaca": (AlpacaOptions, ChineseAlpaca)}
 )
 #: The header that carries the credential, where it is not `authorization`.
-_CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({"anthropic": "x-api-key"})
+_CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({"anthropic": "x-api-key", "ffm": "x-api-key"})
 _PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(

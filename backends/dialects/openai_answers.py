@@ -71,7 +71,7 @@ class GenerationDecoder:
         self._infer_length = quirks.infer_length and bool(job.prompts)
         #: Text needs no second look before its choice's finish.
         self._plain = job.top_logprobs is None and not quirks.cut_stops
-        self._framing = EventsOrBody()
+        self._framing = EventsOrBody(by_line=quirks.by_line)
         self._started = self._begun = self._ended = False
         self._choices: dict[int, _Choice] = {}
         self._ids = CallIds()

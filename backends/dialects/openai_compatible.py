@@ -64,10 +64,11 @@ class Quirks(msgspec.Struct, frozen=True):
         open_top_p: `top_p` must be below 1; 1 means the same as leaving it out.
         base64_vectors: it can answer `encoding_format: base64`.
         whole_calls: each piece with a function name is a tool call of its own.
-        cut_stops: it leaves the stop string in the text.
+        cut_stops: it leaves the stop string in the text, or does not stop at all; with ("stop", "") it is not told of them.
         eos_texts: special tokens that it shows as text before the finish reason `eos_token`.
         usage_per_choice: with several choices it tells usage for each, and for one only when not streamed; so it is asked
             to stream whenever there are several.
+        by_line: it ends its events with one newline instead of two.
         infer_length: its completions' finish reason does not tell `length` from `stop`.
     """
 
@@ -91,6 +92,7 @@ class Quirks(msgspec.Struct, frozen=True):
     cut_stops: bool = False
     eos_texts: tuple[str, ...] = ()
     usage_per_choice: bool = False
+    by_line: bool = False
     infer_length: bool = False
 
 
@@ -102,6 +104,7 @@ class OpenAICompatible:
 
     def __init__(self, quirks: Quirks) -> None:
         self.quirks = quirks
+        self._stops = dict(quirks.spelling).get("stop", "stop")
         self._spelling = tuple((ours, dict(quirks.spelling).get(ours, ours)) for ours in _PLAIN)
 
     @property
@@ -162,8 +165,8 @@ class OpenAICompatible:
         sampling = job.sampling
         if sampling.max_tokens is not None:
             body[cap] = sampling.max_tokens
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
+        if sampling.stop and self._stops:
+            body[self._stops] = list(sampling.stop)
         if sampling.logit_bias:
             pairs = self.quirks.logit_bias == "pairs"
             body["logit_bias"] = list(sampling.logit_bias) if pairs else {str(id): bias for id, bias in sampling.logit_bias}

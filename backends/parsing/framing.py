@@ -5,12 +5,14 @@ What was asked does not settle it: some servers answer JSON to `stream: true`, a
 
 from __future__ import annotations
 
+from backends.parsing.lines import LineSplitter
 from backends.parsing.sse import SseEvent, SseParser
 
 #: Largest JSON body in bytes: as much as `backends.remote.backend` lets through where no stream was asked for.
 MAX_BODY_BYTES = 64 * 1024 * 1024
 #: First bytes of `data`, `:`, `event` or `error`, `id`, `retry`, and of a byte order mark.
 _SSE_BEGINS = b"d:eir\xef"
+_DATA = (b"data:", b"error:")
 
 
 class EventsOrBody:
@@ -20,9 +22,10 @@ class EventsOrBody:
     passed, "" otherwise.
     """
 
-    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, max_body_bytes: int = MAX_BODY_BYTES, *, by_line: bool = False) -> None:
+        """Args: by_line: each `data:` line is an event of its own, as servers that write one newline mean it."""
         self._max = max_body_bytes
-        self._parser = SseParser()
+        self._parser: SseParser | LineEvents = LineEvents() if by_line else SseParser()
         self._body = bytearray()
         self.is_body: bool | None = None
         self.broken = ""
@@ -54,3 +57,32 @@ class EventsOrBody:
         body = bytes(self._body)
         self._body.clear()
         return body
+
+
+class LineEvents:
+    """Lines of the form `data: ...` as events: for servers that forget the blank line between events; single use.
+
+    `broken` turns non-empty, with a reason, when a line passes its bound.
+    """
+
+    def __init__(self) -> None:
+        self._lines = LineSplitter()
+        self.broken = ""
+
+    def feed(self, data: bytes, /) -> list[SseEvent]:
+        """Events completed by these bytes."""
+        events = self._events(self._lines.feed(data))
+        self.broken = self._lines.broken
+        return events
+
+    def close(self) -> list[SseEvent]:
+        """The body has ended: the event of a last line without its newline. It may have been cut anywhere."""
+        return self._events(self._lines.close())
+
+    def _events(self, lines: list[bytes]) -> list[SseEvent]:
+        found = []
+        for line in lines:
+            if line.startswith(_DATA):
+                field, _, value = line.partition(b":")
+                found.append(SseEvent(value.removeprefix(b" "), "error" if field == b"error" else ""))
+        return found

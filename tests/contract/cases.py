@@ -92,7 +92,7 @@ def job_of(case: Case, dialect: Dialect) -> Job:
     prompts = prompt if isinstance(prompt, list) else [] if prompt is None else [prompt]
     job = GenerationRequest(
         model=asked["model"],
-        messages=tuple(Message(one["role"], (Text(one["content"]),)) for one in asked.get("messages", ())),
+        messages=tuple(Message(one["role"], _parts(one["content"])) for one in asked.get("messages", ())),
         prompts=tuple(Prompt(one) for one in prompts),
         tools=tools,
         sampling=sampling,
@@ -105,6 +105,10 @@ def job_of(case: Case, dialect: Dialect) -> Job:
     if case.upstream["status"] != 200:
         return job
     return resolve(job, dialect.capabilities, "drop")
+
+
+def _parts(content: str | list[dict[str, str]]) -> tuple[Text, ...]:
+    return (Text(content),) if isinstance(content, str) else tuple(Text(part["text"]) for part in content)
 
 
 def decode(dialect: Dialect, job: Job, pieces: list[bytes], headers: dict[str, str] | None = None) -> list[Event]:

@@ -20,7 +20,22 @@ EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), SCRAPS), max_siz
 
 
 @pytest.mark.parametrize(
-    "name", ["openai_compatible", "llamacpp", "ollama", "tgi", "triton", "sglang", "lmdeploy", "lightllm", "tei", "anthropic"]
+    "name",
+    [
+        "openai_compatible",
+        "llamacpp",
+        "ollama",
+        "tgi",
+        "triton",
+        "sglang",
+        "lmdeploy",
+        "lightllm",
+        "tei",
+        "anthropic",
+        "chinese_alpaca",
+        "ffm",
+        "jquesnelle",
+    ],
 )
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.core.events import Item
-from backends.registry import dialect
+from backends.registry import QUIRKS, dialect
 from tests.contract.cases import Case, cases, check_answer, check_error, check_request, cut, decode, job_of
 
 ALL = cases("openai_compatible")
@@ -28,7 +28,7 @@ def test_request(case: Case) -> None:
     check_request(case, body)
     if case.client_request.get("stream"):
         assert body["stream"] is True
-        if case.quirks not in ("transformers", "fastchat"):
+        if QUIRKS[case.quirks].stream_usage:
             assert body["stream_options"] == {"include_usage": True}
     assert ours.encode(job) == request
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from backends.core.contracts import Dialect
 from backends.core.fold import fold
 from backends.core.request import GenerationRequest, Prompt
-from backends.registry import dialect
+from backends.registry import credential_header, dialect
 from tests.contract.cases import Case, cases, check_answer, check_error, check_request, cut, decode, job_of, told
 from tests.contract.recorded import recorded
 
-NAMES = ("tgi", "triton", "sglang", "lmdeploy", "lightllm")
+NAMES = ("tgi", "triton", "sglang", "lmdeploy", "lightllm", "chinese_alpaca", "ffm", "jquesnelle")
 ALL = [(name, case) for name in NAMES for case in cases(name)]
 GOOD = [(name, case) for name, case in ALL if case.upstream["status"] == 200]
 BAD = [(name, case) for name, case in ALL if case.upstream["status"] != 200]
@@ -29,10 +29,15 @@ def test_request(name: str, case: Case) -> None:
     ours = of(name, case)
     job = job_of(case, ours)
     renamed = msgspec.structs.replace(job, model=(case.upstream["path"] or "").split("/")[3]) if name == "triton" else job
-    request = ours.encode(renamed, [Prompt("P")])
-    assert request.path == case.upstream["path"] or case.upstream["path"] == "/"
+    prompts = [Prompt("P")] if ours.needs_prompt else []
+    request = ours.encode(renamed, prompts)
+    assert request.path == case.upstream["path"] or case.upstream["path"] in ("/", None)
     check_request(case, msgspec.json.decode(request.body))
-    assert ours.encode(renamed, [Prompt("P")]) == request
+    assert ours.encode(renamed, prompts) == request
+    wanted = (case.upstream_request_expect or {}).get("headers", {})
+    if wanted:
+        assert request.headers["x-api-host"] == wanted["X-API-HOST"]
+        assert credential_header(name) == "x-api-key"
 
 
 @pytest.mark.parametrize(("name", "case"), GOOD, ids=str)

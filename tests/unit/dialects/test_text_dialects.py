@@ -203,3 +203,51 @@ def test_what_only_other_servers_can_do_is_refused(name: str) -> None:
     if name in ("tgi", "triton", "lightllm"):
         with pytest.raises(UnsupportedParameter):
             ours.encode(GenerationRequest("m", prompts=(Prompt(tokens=(1,)),)))
+
+
+def test_alpaca_takes_the_last_choice_without_its_end_mark() -> None:
+    ours = dialect("chinese_alpaca", options={"num_beams": 2})
+    turns = (Message("developer", (Text("x"),)), Message("user", (Text("hi"),)))
+    job = GenerationRequest("m", messages=turns, sampling=Sampling(temperature=0, stop=("END",)), stream=True)
+    assert msgspec.json.decode(ours.encode(job).body) == {
+        "model": "m",
+        "messages": [{"role": "system", "message": "x"}, {"role": "user", "message": "hi"}],
+        "do_sample": False,
+        "num_beams": 2,
+    }
+    body = b'{"choices":[{"message":{"content":"hi"}},{"message":{"content":"ok <\\\\s>"}}],"model":"a"}'
+    assert read(ours, body, job) == [Started("a"), TextDelta("ok"), Finish("stop")]
+    assert read(ours, body.replace(b" <", b" END <"), job)[1] == TextDelta("ok ")
+    for wrong in (b'{"choices":[]}', b'{"detail":"no"}', b"Internal Server Error"):
+        assert isinstance(read(ours, wrong, job)[-1], Failure)
+
+
+def test_jquesnelle_subtracts_the_prompts() -> None:
+    ours = dialect("jquesnelle")
+    job = GenerationRequest("m", prompts=(Prompt("Once"),), n=2)
+    body = b'{"choices":[{"text":"Once a"},{"text":"Once b"}],"usage":{"prompt_tokens":1,"completion_tokens":5}}'
+    events = read(ours, body, job)
+    assert events[-1] == Usage(1, 3)
+    assert [event for event in events if isinstance(event, TextDelta)] == [TextDelta(" a", 0), TextDelta(" b", 1)]
+    assert isinstance(read(ours, body.replace(b":5", b":3"), job)[-1], Finish)
+    two = GenerationRequest("m", prompts=(Prompt("Once"), Prompt("x")))
+    assert msgspec.json.decode(ours.encode(two).body)["prompt"] == ["Once", "x"]
+    assert isinstance(read(ours, body, two)[-1], Finish)
+
+
+def test_ffm_streams_and_spells_in_its_own_way() -> None:
+    ours = dialect("ffm")
+    turns = (Message("user", (Text("hi"),)), Message("assistant", (Text("yo"),)))
+    sampling = Sampling(temperature=0, frequency_penalty=0.5, stop=("E",), max_tokens=9)
+    request = ours.encode(GenerationRequest("m", messages=turns, sampling=sampling, stream=True))
+    body = msgspec.json.decode(request.body)
+    assert body["messages"] == [{"role": "human", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    assert body["parameters"] == {"max_new_tokens": 9, "frequence_penalty": 0.5, "top_k": 1, "stop_sequences": ["E"]}
+    stream = (
+        b'event: ping\n\ndata: {"generated_text":"a","prompt_tokens":0,"generated_tokens":0,"finish_reason":null}\n\n'
+        b'data: {"generated_text":"b","prompt_tokens":3,"generated_tokens":2,"finish_reason":"stop_sequence"}\n\n'
+    )
+    assert read(ours, stream) == [Started(), TextDelta("a"), TextDelta("b"), Finish("stop"), Usage(3, 2)]
+    assert read(ours, b'{"generated_text":"a","generated_tokens":1}') == [Started(), TextDelta("a"), Finish("stop")]
+    cut = read(ours, stream[: stream.index(b"data", 30)])[-1]
+    assert isinstance(cut, Failure) and cut.kind == "truncated"
