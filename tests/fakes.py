@@ -189,13 +189,15 @@ class FakeStore:
 
 
 class FakeGate:
-    """Grants the first deployment at once; counts what is held."""
+    """Grants the first deployment at once; counts what is held, and notes how long each would have waited."""
 
     def __init__(self) -> None:
         self.held = 0
+        self.waits_s: list[float] = []
         self.refuse: GatewayError | None = None
 
     async def acquire(self, request_id: str, fairness_key: str, deployments: Sequence[object], max_wait_s: float) -> FakeSlot:
+        self.waits_s.append(max_wait_s)
         if self.refuse is not None:
             raise self.refuse
         self.held += 1

@@ -53,7 +53,8 @@ class Attempts:
                     place = await self._take(left)
                 except Overloaded as error:
                     last = error
-                    break
+                    left = [place for place in left if place.deployment.max_in_flight is None]
+                    continue
                 left.remove(place)
                 failure = await self._attempt(place)
                 if failure is None:
@@ -81,7 +82,10 @@ class Attempts:
         return await self._stream.__anext__()
 
     async def _take(self, left: Sequence[Place]) -> Place:
-        """The place to try next: the first one, or, when it is gated, whichever gated one has a slot first."""
+        """The place to try next: the first one, or, when it is gated, whichever gated one has a slot first.
+
+        Nobody waits for a slot while the tier has a place without a bound.
+        """
         first = left[0]
         if first.deployment.max_in_flight is None:
             return first
@@ -92,9 +96,10 @@ class Attempts:
         ]
         principal = self._tally.principal
         assert principal is not None
+        max_wait_s = self._max_wait_s if len(gated) == len(left) else 0.0
         began = monotonic_us()
         try:
-            self._slot = await self._gate.acquire(self._tally.id, principal.key_id, gated, self._max_wait_s)
+            self._slot = await self._gate.acquire(self._tally.id, principal.key_id, gated, max_wait_s)
         finally:
             self._tally.queue_us += monotonic_us() - began
         return next(place for place in left if place.deployment.id == self._slot.deployment)

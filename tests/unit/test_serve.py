@@ -418,3 +418,20 @@ async def test_an_unauthenticated_client_is_refused_before_its_body_is_read():
     await serve(x, FakeProtocol(), house.house)
     assert x.error.status == 401
     assert house.seen[0].outcome == "refused"
+
+
+async def test_a_place_without_a_bound_is_taken_when_the_bounded_ones_of_its_tier_are_full():
+    full, free, last = place(*HELLO, id="a", max_in_flight=1), place(*HELLO, id="b"), place(*HELLO, id="c")
+    house = FakeHouse([[full, free], [last]])
+    house.gate.refuse = Overloaded("full", retry_after_ms=1000)
+    for _ in range(2):  # whichever of the tier comes first
+        x = await run(house)
+        assert x.finished == b"Hello<usage><end>"
+        assert house.store.settled[-1].row.deployment == "b"
+    assert house.gate.waits_s == [0.0], "nobody waits for a slot beside a place that has none to give"
+
+
+async def test_a_tier_of_bounded_places_only_is_waited_for():
+    house = FakeHouse([[place(*HELLO, id="a", max_in_flight=1), place(*HELLO, id="b", max_in_flight=1)]])
+    await run(house)
+    assert house.gate.waits_s == [30.0]
