@@ -46,8 +46,8 @@ from gateway.pipeline.open_requests import OpenRequests
 from gateway.pipeline.serve import serve
 from gateway.pipeline.settler import Settler
 from gateway.pipeline.tally import Tally
-from gateway.places import Backends
-from gateway.routing.catalog import Catalog, Place
+from gateway.places import Backends, Retired
+from gateway.routing.catalog import Catalog
 from gateway.runtime.gate_role import export_alone
 from gateway.telemetry import families
 from gateway.telemetry.aggregate import pack
@@ -74,7 +74,7 @@ class Parts:
         self._cut = False
         self._ledger: EmbeddedLedger | None = None
         self._backends = Backends(boot, f"worker-{index}")
-        self._retired: list[Place] = []
+        self._retired = Retired()
         self._counters: dict[str, Counter] = {}
         self._view = self._connect(boot.configuration, None)
         self._accounts = Database(boot.configuration.ledger_url)
@@ -152,7 +152,7 @@ class Parts:
         await self.limits.aclose()
         if self._ledger is not None:
             self._ledger.close()
-        await self._backends.aclose([place.backend for place in (*self._view.catalog.places.values(), *self._retired)])
+        await self._backends.aclose([place.backend for place in (*self._view.catalog.places.values(), *self._retired.places)])
         await self._keys.aclose()
         await self._reports.dispose()
 
@@ -199,15 +199,15 @@ class Parts:
 
     def _connect(self, configuration: Configuration, before: Catalog | None) -> View:
         snapshot = configuration.snapshot
-        self._backends.learn(snapshot.engines)
-        catalog = Catalog(snapshot.deployments, self._backends.build, before)
-        self._retired += catalog.retired
-        self._not_ready.update({f"engine {name}": "loading" for name in snapshot.engines} if before is None else {})
-        try:
+        try:  # first: what can fail must leave the present view whole
             self._counters = load_counters(snapshot.models.values(), load_tokenizer, self._counters)
         except Exception as error:  # tokenizers raises nothing narrower
             file = str(configuration.file or "")
             raise ConfigError([Problem(file, "models", f"a tokenizer: {error}", "check tokenizer.file")]) from error
+        self._backends.learn(snapshot.engines)
+        catalog = Catalog(snapshot.deployments, self._backends.build, before)
+        self._retired.add(catalog.retired, self.open_requests.present())
+        self._not_ready.update({f"engine {name}": "loading" for name in snapshot.engines} if before is None else {})
         server = configuration.static.server
         return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters)
 
@@ -279,8 +279,7 @@ class Parts:
         while True:
             await asyncio.sleep(KEEP_ALIVE_S)
             self.open_requests.keep_alive(monotonic_us())
-            for place in [one for one in self._retired if not one.busy]:
-                self._retired.remove(place)
+            for place in self._retired.due(self.open_requests.present()):
                 if not place.deployment.engine:
                     await place.backend.aclose()
 

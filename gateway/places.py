@@ -19,6 +19,7 @@ from backends.templates.jinja import ChatTemplate
 from gateway.boot import Boot
 from gateway.config.snapshot import EngineSpec
 from gateway.domain.route import Deployment
+from gateway.routing.catalog import Place
 
 
 class Backends:
@@ -92,3 +93,31 @@ def _renderer(dialect: Dialect, deployment: Deployment, transport: HttpPool, tim
     if server is not None:
         return ServerRenderer(server, dialect, transport, timeouts, template)
     return TemplateRenderer(template or ChatTemplate(family("chatml")))
+
+
+class Retired:
+    """Places that a reload took out of use, until no request can reach them any more.
+
+    A request keeps the configuration that it began with, and may come to its place late: after its body, after a wait
+    for a slot. So a place is done with when all that were open at the reload have ended, busy at that moment or not.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Place, frozenset[object]]] = []
+
+    @property
+    def places(self) -> list[Place]:
+        """Those not yet handed out by `due`."""
+        return [place for place, _ in self._waiting]
+
+    def add(self, places: Iterable[Place], present: Iterable[object]) -> None:
+        """Take places that only the requests in `present` may still use."""
+        users = frozenset(present)
+        self._waiting += [(place, users) for place in places]
+
+    def due(self, present: Iterable[object]) -> list[Place]:
+        """The places that nobody of `present` can use: to be closed by the caller, told once."""
+        here = frozenset(present)
+        due = [place for place, users in self._waiting if users.isdisjoint(here) and not place.busy]
+        self._waiting = [(place, users & here) for place, users in self._waiting if place not in due]
+        return due

@@ -64,6 +64,10 @@ class OpenRequests:
         assert task is not None
         return Entry(tally, exchange, task, self._entries)
 
+    def present(self) -> frozenset[Entry]:
+        """Who is open now."""
+        return frozenset(self._entries)
+
     def interrupt(self, reason: GatewayError) -> None:
         """End every open request with this error."""
         for entry in list(self._entries):

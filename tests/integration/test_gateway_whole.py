@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import time
+from collections.abc import AsyncIterator
 
 import httpx
 import openai
@@ -208,6 +209,25 @@ async def test_a_reload_changes_models_and_a_broken_file_changes_nothing(gateway
         await asyncio.sleep(0.05)
     assert gateway.metric("switchyard_config_reload_failed") >= 1
     assert (await sdk.chat.completions.create(**ask("fresh"))).model == "fresh"
+
+
+async def test_a_request_whose_body_comes_after_a_reload_still_finds_its_deployment(gateway):
+    async def slow_body() -> AsyncIterator[bytes]:
+        body = json.dumps(ask()).encode()
+        yield body[:10]
+        config = json.loads(json.dumps(gateway.config))
+        config["deployments"]["d-words-4"]["keepalive_s"] = 3  # another deployment, by another pool
+        gateway.write_config(config)
+        deadline = time.monotonic() + 10
+        while not gateway.events("config_reloaded"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(2.2)  # long enough for whoever closes what is no longer used
+        yield body[10:]
+
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=20) as http:
+        answer = await http.post(gateway.url + "/v1/chat/completions", content=slow_body())
+    assert (answer.status_code, answer.json().get("error")) == (200, None)
 
 
 async def test_sigterm_lets_a_stream_end(gateway):

@@ -1,4 +1,4 @@
-"""What a deployment can do, all corrections included, and which backend reaches it."""
+"""What a deployment can do, all corrections included, which backend reaches it, and when a retired one may be closed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 from backends.remote.backend import RemoteBackend
 from backends.remote.fanout import FanOut
 from gateway.domain.route import Deployment
-from gateway.places import Backends
+from gateway.places import Backends, Retired
+from gateway.routing.catalog import Place
+from tests.fakes import FakeBackend
 
 
 def built(**more: Any) -> tuple[object, frozenset[str]]:
@@ -27,3 +29,26 @@ def test_a_deployment_that_lacks_n_is_asked_several_times_at_once():
     assert isinstance(backend, FanOut)
     assert "n" in can
     assert "tools" not in can
+
+
+def place(id: str = "d") -> Place:
+    return Place(Deployment(id, "up"), FakeBackend(), frozenset())
+
+
+def test_a_place_waits_for_the_requests_that_were_open_when_it_was_retired() -> None:
+    retired, old = Retired(), place()
+    retired.add([old], {"early", "slow"})
+    assert retired.due({"early", "slow", "new"}) == []
+    assert retired.due({"slow", "new"}) == [], "it may still come, though nobody uses the place at the moment"
+    assert retired.places == [old]
+    assert retired.due({"new"}) == [old], "who came after the reload does not know it"
+    assert (retired.due(()), retired.places) == ([], [])
+
+
+def test_a_busy_place_waits_whoever_is_open() -> None:
+    retired, old, other = Retired(), place("a"), place("b")
+    old.busy = 1
+    retired.add([old, other], ())
+    assert retired.due(()) == [other]
+    old.busy = 0
+    assert retired.due(()) == [old]
