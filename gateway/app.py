@@ -21,7 +21,7 @@ from gateway.auth.keystore import NewKey, create_key, list_keys
 from gateway.auth.overlay import clashes
 from gateway.auth.owners import list_owners
 from gateway.auth.pepper import load_or_create_pepper
-from gateway.boot import Boot
+from gateway.boot import Boot, log_style
 from gateway.config.folders import make_private
 from gateway.config.loader import parse, restart_needed
 from gateway.config.problems import ConfigError, Problem
@@ -44,6 +44,7 @@ from gateway.runtime.ports import PortTaken, own_port
 from gateway.runtime.roles import Child, ForkRole, Role
 from gateway.runtime.supervisor import Reload, Supervisor
 from gateway.runtime.worker import WorkerParts, run_worker
+from gateway.telemetry.bridge import attach
 from gateway.telemetry.sink import DirectSink, Sink
 
 
@@ -58,7 +59,7 @@ def serve(configuration: Configuration) -> int:
     except (PortTaken, WeakPepper) as error:
         sys.stderr.write(f"switchyard: {error}\n")
         return 1
-    log = DirectSink()
+    log = DirectSink(style=log_style(configuration))
     server = configuration.static.server
     times = DrainTimes(delay_s=server.drain_delay_s, drain_s=server.drain_s)
     reload = None
@@ -68,7 +69,7 @@ def serve(configuration: Configuration) -> int:
     if boot.gated:
         roles.append(_gate(boot, log))
     if configuration.redis_url is not None:
-        roles.append(ForkRole(name="ledger", run=partial(_ledger, configuration)))
+        roles.append(ForkRole(name="ledger", run=partial(_ledger, configuration, log)))
     for index in range(server.workers):
         run = partial(_worker, boot, owner, times, index)
         roles.append(ForkRole(name=f"worker-{index}", run=run, stage="requests"))
@@ -165,7 +166,7 @@ def _gate(boot: Boot, log: DirectSink) -> ForkRole:
     return ForkRole(name="gate", run=run)
 
 
-def _ledger(configuration: Configuration, child: Child) -> int:
+def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
     """The ledger writer's process. It also settles what vanished workers left behind."""
     assert configuration.redis_url is not None
     redis_url = configuration.redis_url
@@ -182,6 +183,7 @@ def _ledger(configuration: Configuration, child: Child) -> int:
         return cost_bound_nusd(Usage(row.input_tokens, row.output_tokens), snapshot.models.get(row.model))
 
     async def main(line: Line) -> None:
+        attach(log, log_style(configuration))
         line.listen(reloaded, lambda _: None)
         line.ready()
         days = configuration.static.ledger.retain_days
@@ -211,7 +213,8 @@ def _worker(boot: Boot, owner: socket.socket, times: DrainTimes, index: int, chi
 
     @asynccontextmanager
     async def build(line: Line) -> AsyncIterator[WorkerParts]:
-        sink = Sink()
+        sink = Sink(style=boot.log_style)
+        attach(sink, boot.log_style)
         parts = Parts(boot, index, line.child.boot, sink)
         await parts.start()
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.config.settings import Configuration
+from gateway.telemetry.style import Style
 
 
 class Boot(msgspec.Struct, frozen=True):
@@ -33,6 +34,17 @@ class Boot(msgspec.Struct, frozen=True):
         return self.configuration.run_dir / "gate.sock"
 
     @property
+    def log_style(self) -> Style:
+        """Which events are logged, and in which form."""
+        return log_style(self.configuration)
+
+    @property
     def gated(self) -> bool:
         """Whether a gate process counts for several workers; else the one worker counts by itself."""
         return self.configuration.static.server.workers > 1
+
+
+def log_style(configuration: Configuration) -> Style:
+    """What `telemetry.log_level` and `telemetry.log_format` say."""
+    telemetry = configuration.static.telemetry
+    return Style(telemetry.log_level, telemetry.log_format)

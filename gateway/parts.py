@@ -51,6 +51,7 @@ from gateway.routing.catalog import Catalog
 from gateway.runtime.gate_role import export_alone
 from gateway.telemetry import families
 from gateway.telemetry.aggregate import pack
+from gateway.telemetry.exporter import scrape
 from gateway.telemetry.logs import RequestLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.sink import Sink
@@ -87,6 +88,7 @@ class Parts:
             else LocalGate(boot.configuration.static.server.queue_length)
         )
         self._request_log = RequestLog(sink)
+        self._log_requests = boot.log_style.wants("info")
         dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork
 
         def mint_id(now_us: int) -> str:
@@ -237,11 +239,14 @@ class Parts:
             peek=self.limits.peek,
             store_now_us=self.limits.now_us,
         )
+        token = self.boot.configuration.static.telemetry.metrics.token
         return WebParts(
             auth=self.auth,
             now_us=wall_us,
             snapshot=lambda: self._view.snapshot,
             not_ready=self.not_ready,
+            metrics=self._all_metrics,
+            metrics_token=token.get_secret_value() if token else "",
             routers=admin_routers(admin, self._reports),
         )
 
@@ -255,9 +260,14 @@ class Parts:
         assert isinstance(self.limits, EmbeddedStore)
         return self.limits
 
+    async def _all_metrics(self) -> bytes:
+        """The sum of all workers, as the metrics port shows it."""
+        return await scrape(*self.boot.configuration.static.telemetry.metrics.address)
+
     def _observe(self, tally: Tally) -> None:
         self.metrics.observe(tally)
-        self._request_log.observe(tally, wall_us())
+        if self._log_requests:
+            self._request_log.observe(tally, wall_us())
 
     def _signal(self, close: Sequence[RuleState], over: Sequence[RuleState]) -> None:
         for state in close:

@@ -50,6 +50,13 @@ class WebParts:
     routers: Sequence[APIRouter] = ()
 
 
+class MetricsUnavailable(GatewayError):
+    """Whoever sums the metrics does not answer (503)."""
+
+    status = 503
+    default_code = "metrics_unavailable"
+
+
 class ModelObject(BaseModel):
     """OpenAI's `Model`."""
 
@@ -158,7 +165,11 @@ def _health(app: FastAPI, parts: WebParts) -> None:
         wanted = b"Bearer " + parts.metrics_token.encode()
         if parts.metrics is None or not parts.metrics_token or not hmac.compare_digest(shown, wanted):
             raise HTTPException(404)
-        return Response(await parts.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        try:
+            text = await parts.metrics()
+        except (OSError, TimeoutError):
+            raise MetricsUnavailable("The metrics are not to be had at this moment.") from None
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _errors(app: FastAPI) -> None:

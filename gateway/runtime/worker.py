@@ -93,6 +93,7 @@ class _Server(uvicorn.Server):
         options: dict[str, Any] = {
             "lifespan": "off",
             "log_config": None,
+            "log_level": "warning",  # that it started is told by the supervisor
             "access_log": False,
             "proxy_headers": False,
             "ws": "none",

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from gateway.telemetry.redact import redact
+from gateway.telemetry.style import Style, severity
 
 MAX_BUFFER = 4 << 20
 MAX_TEXT = 2048
@@ -57,10 +58,11 @@ class Sink:
     Args:
         fd: an open file, left open.
         max_buffer: bytes that may wait; a line that finds no room is dropped and counted.
+        style: which lines, and in which form.
     """
 
-    def __init__(self, fd: int = 1, max_buffer: int = MAX_BUFFER) -> None:
-        self._fd, self._max = fd, max_buffer
+    def __init__(self, fd: int = 1, max_buffer: int = MAX_BUFFER, style: Style | None = None) -> None:
+        self._fd, self._max, self._style = fd, max_buffer, style or Style()
         self._lines: list[bytes] = []
         self._size = 0
         self._lock = threading.Lock()
@@ -73,7 +75,9 @@ class Sink:
         self._thread.start()
 
     def write(self, line: bytes) -> None:
-        """Hand over one line; returns at once."""
+        """Hand over one JSON line; returns at once."""
+        if self._style.form != "json":
+            line = self._style.line(line)
         with self._lock:
             if self._size + len(line) > self._max or self._closing:
                 self.dropped += 1
@@ -86,7 +90,9 @@ class Sink:
 
     def event(self, name: str, /, **fields: object) -> None:
         """One event. Text is cut and secrets are masked."""
-        self.write(event_line(name, fields))
+        fields.setdefault("level", severity(name))
+        if self._style.wants(fields["level"]):
+            self.write(event_line(name, fields))
 
     def flush(self, timeout_s: float = 1.0) -> bool:
         """Wait until everything is written; False when standard output is blocked for that long."""
@@ -128,13 +134,16 @@ class Sink:
 class DirectSink:
     """The supervisor's log output: no thread there, so a line that cannot be written at once is dropped and counted."""
 
-    def __init__(self, fd: int = 1) -> None:
-        self._fd = fd
+    def __init__(self, fd: int = 1, style: Style | None = None) -> None:
+        self._fd, self._style = fd, style or Style()
         self.dropped = 0
 
     def event(self, name: str, /, **fields: object) -> None:
         """One event. Text is cut and secrets are masked."""
-        line = event_line(name, fields)
+        fields.setdefault("level", severity(name))
+        if not self._style.wants(fields["level"]):
+            return
+        line = self._style.line(event_line(name, fields))
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         try:

@@ -114,6 +114,7 @@ async def test_a_killed_redis_comes_back_without_a_restart_and_no_row_is_lost(ga
     assert gateway.get("/health/live")[0] == 200
     gateway.redis.start()
     await again(gateway, DENY)
+    assert gateway.events("limits_redis_out") and gateway.events("limits_redis_back")
     rows = await asyncio.to_thread(gateway.rows, 12 + 12, since_us=since, within_s=10)
     assert Counter(row["key_id"] for row in rows if row["key_id"] != "deny") == {"allow": 6, "free": 6}
 

@@ -17,11 +17,12 @@ import pytest
 from tests.gateway_process import GatewayProcess, declared_key, http_client
 from tests.liars import liar_server
 from tests.raw_client import RawClient
-from tests.servers import RedisServer
+from tests.servers import RedisServer, free_port
 from tests.upstream import in_thread, upstream_server
 
 pytestmark = pytest.mark.redis
 KEY, FEW, UPSTREAM_KEY = "sk-seen-canary-0123456789abcdef", "sk-seen-few-0123456789abcdef", "sk-seen-upstream-0123456789ab"
+TOKEN = "scrape-canary-0123456789"
 PROMPT, SAID = "canary-prompt-77", "w1 w2"
 REMOTE = ["words-3", "words-20-d20", "words-3-status-500", "words-6-cut", "words-3-echo-400", "words-4-nousage"]
 LIARS = ["bad-json", "telling-400"]
@@ -39,15 +40,17 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
             "server": {"workers": 4},
             "redis": {"url": redis.url, "timeout_ms": 2000},
             "auth": {"pepper": "env:SY_PEPPER"},
+            "telemetry": {"metrics": {"listen": f"127.0.0.1:{(port := free_port())}", "token": "env:SCRAPE"}},
             "deployments": deployments,
             "models": {name: {"tiers": [[name]]} for name in deployments},
             "keys": {
                 "declared": [declared_key("user", KEY), declared_key("few", FEW, limits=[{"requests": 2, "per": "hour"}])]
             },
         }
-        env = {"SY_PEPPER": "pepper-canary-" + "p" * 30, "UPSTREAM": UPSTREAM_KEY}
+        env = {"SY_PEPPER": "pepper-canary-" + "p" * 30, "UPSTREAM": UPSTREAM_KEY, "SCRAPE": TOKEN}
         with GatewayProcess(tmp_path_factory.mktemp("seen"), tree, env) as process:
             process.upstream = upstream
+            process.metrics_port = port
             process.start()
             yield process
     redis.kill()
@@ -141,6 +144,13 @@ async def test_a_dead_workers_counts_stay_in_the_sum(gateway: GatewayProcess) ->
     assert before <= gateway.metric("switchyard_requests_total") <= before + 1
 
 
+async def test_the_apis_port_shows_metrics_to_whoever_has_the_token(gateway: GatewayProcess) -> None:
+    assert gateway.get("/metrics")[0] == gateway.get("/metrics", "scrape-wrong")[0] == 404
+    status, text = gateway.get("/metrics", TOKEN)
+    assert status == 200
+    assert b"switchyard_workers 4" in text
+
+
 async def test_a_clients_request_id_is_logged_only_when_it_looks_like_one(gateway: GatewayProcess) -> None:
     ids = [(await post(gateway, "words-3", **{"x-request-id": theirs})).headers["x-request-id"]
            for theirs in ("abc-1", "x" * 65, f"{KEY}", 'a"b')]  # fmt: skip
@@ -158,7 +168,7 @@ async def test_no_secret_and_no_body_is_anywhere(gateway: GatewayProcess) -> Non
     (database,) = (gateway.folder / "var").glob("*.db")
     with contextlib.closing(sqlite3.connect(database)) as db:
         said += "\n".join(db.iterdump())
-    for secret in (KEY, FEW, UPSTREAM_KEY, PROMPT, SAID, "pepper-canary", "sk-seen-wrong"):
+    for secret in (KEY, FEW, UPSTREAM_KEY, PROMPT, SAID, "pepper-canary", "sk-seen-wrong", TOKEN):
         assert secret not in said, said[max(0, said.index(secret) - 300) : said.index(secret) + 200]
     for process in gateway.children():
         with contextlib.suppress(Exception):

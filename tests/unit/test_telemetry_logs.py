@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from backends.core.errors import UpstreamRefused
 from gateway.domain.principal import Principal
 from gateway.pipeline.tally import Tally
+from gateway.telemetry.bridge import Bridge
 from gateway.telemetry.logs import RequestLog, request_fields
 from gateway.telemetry.redact import MASK, redact
 from gateway.telemetry.sink import PIPE_BUF, DirectSink, Sink, encode, pieces
+from gateway.telemetry.style import Style, readable
 from tests.unit.test_telemetry_metrics import ended
 
 
@@ -162,3 +165,41 @@ def test_the_supervisors_sink_never_waits() -> None:
     assert sink.dropped == 1
     os.close(read)
     os.close(write)
+
+
+@pytest.mark.parametrize(("level", "written"), [("debug", 3), ("info", 3), ("warning", 2), ("error", 1)])
+def test_less_severe_events_are_not_written(level: str, written: int) -> None:
+    read, write = os.pipe()
+    sink = DirectSink(write, Style(level))  # type: ignore[arg-type]
+    for name in ("ready", "config_refused", "bug"):
+        sink.event(name)
+    os.close(write)
+    with os.fdopen(read, "rb") as lines:
+        assert len(lines.readlines()) == written
+
+
+def test_text_is_one_readable_line() -> None:
+    line = b'{"ts":"T","event":"bug","level":"error","error":"a\\nb c","count":3,"empty":"","name":"x=\\u00e9"}'
+    assert readable(line) == b'T ERROR bug error="a\\nb c" count=3 empty="" name="x=\\xe9"\n'
+
+
+def test_what_goes_through_logging_becomes_events() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.events: list[tuple[str, dict[str, object]]] = []
+
+        def event(self, name: str, /, **fields: object) -> None:
+            self.events.append((name, fields))
+
+    heard = Heard()
+    bridge, log = Bridge(heard), logging.getLogger("bridge.test")
+    log.handlers, log.propagate = [bridge], False
+    log.warning("limits_redis_out", extra={"reason": "timeout"})
+    try:
+        raise ValueError("no")
+    except ValueError:
+        log.exception("A %s happened", "thing")
+    (name, fields), (other, more) = heard.events
+    assert (name, fields) == ("limits_redis_out", {"level": "warning", "logger": "bridge.test", "reason": "timeout"})
+    assert (other, more["text"], more["level"]) == ("log", "A thing happened", "error")
+    assert str(more["trace"]).endswith("ValueError: no")
