@@ -1,8 +1,9 @@
 """The stream between settlement and ledger: its key, its fields and how a row is written in it. A format: versioned.
 
 Settlement appends an entry in the same atom in which it corrects the counters; the ledger role writes entries to SQL
-(unique by `LedgerRow.id`: an entry may come twice) and deletes them after the commit. After the commit it writes
-`seq` to the field `worker` of the hash `ACKED`, and settlement hands that back to the worker.
+(unique by `LedgerRow.id`: an entry may come twice) and deletes them after the commit. It reads from the stream's
+beginning, so the id of the last entry of a batch, written to `COMMITTED` after the commit, says that every entry up to
+it is in SQL. Settlement hands it back to the workers, which keep their rows until then.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from gateway.domain.settlement import LedgerRow
 #: Everything in Redis has this prefix; one hash tag, so that every script is legal on a cluster.
 PREFIX = "sy1:{sy}:"
 STREAM = PREFIX + "usage"
-ACKED = PREFIX + "acked"
+COMMITTED = PREFIX + "committed"
 #: Fields of an entry: who settled it, that worker's running number, and the row (`pack_row`).
 WORKER, SEQ, ROW = "w", "n", "r"
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.domain.settlement import LedgerRow
-from gateway.domain.usage_stream import ACKED, PREFIX, ROW, SEQ, STREAM, WORKER, unpack_row
+from gateway.domain.usage_stream import COMMITTED, PREFIX, ROW, STREAM, unpack_row
 from gateway.ledger.queries import keep_retention
 from gateway.ledger.rows import connect, store_rows, unstorable
 
@@ -40,14 +40,16 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 _RELEASE_LUA = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-# A worker's number only grows: an entry that comes again must not take back what was acknowledged.
+# The acknowledgement only grows; the ids of a batch are in order.
 _ACK_LUA = """
-local pairs_end = 1 + 2 * tonumber(ARGV[1])
-for i = 2, pairs_end, 2 do
-  local was = tonumber(redis.call('HGET', KEYS[2], ARGV[i]) or '0') or 0
-  if tonumber(ARGV[i + 1]) > was then redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+local function parts(id)
+  local at, number = string.match(id or '', '^(%d+)-(%d+)$')
+  return tonumber(at) or 0, tonumber(number) or 0
 end
-for i = pairs_end + 1, #ARGV do redis.call('XDEL', KEYS[1], ARGV[i]) end
+local at, number = parts(ARGV[#ARGV])
+local was_at, was_number = parts(redis.call('GET', KEYS[2]) or '')
+if at > was_at or (at == was_at and number > was_number) then redis.call('SET', KEYS[2], ARGV[#ARGV]) end
+for i = 1, #ARGV do redis.call('XDEL', KEYS[1], ARGV[i]) end
 return 1
 """
 _log = logging.getLogger(__name__)
@@ -129,13 +131,7 @@ class LedgerRole:
         _log.error("usage entry is no ledger row, moved aside", extra={"entry": id.decode(), "reason": reason, "stream": DEAD})
 
     async def _acknowledge(self, entries: Sequence[Entry]) -> None:
-        newest: dict[bytes, int] = {}
-        for _, fields in entries:
-            worker, seq = fields.get(WORKER.encode(), b""), fields.get(SEQ.encode(), b"")
-            if worker and seq.isdigit() and len(seq) <= 15:
-                newest[worker] = max(newest.get(worker, 0), int(seq))
-        pairs = [part for worker, seq in newest.items() for part in (worker, seq)]
-        await self._eval(_ACK_LUA, (STREAM, ACKED), (len(newest), *pairs, *(id for id, _ in entries)))
+        await self._eval(_ACK_LUA, (STREAM, COMMITTED), tuple([id for id, _ in entries]))
 
     async def _eval(self, script: str, keys: tuple[str, ...], arguments: tuple[bytes | str | int, ...]) -> Any:
         return await self._redis.eval(script, len(keys), *keys, *arguments)

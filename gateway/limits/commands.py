@@ -2,7 +2,7 @@
 
 Keys are `sy1:{sy}:…`: a version and one hash tag, so that all keys of a call lie in one slot of a cluster.
     r:<id> a reservation · c:<rule name> a counter · live minus expiry by reservation · meta epoch and configuration version
-    usage the outbox stream · acked last number written to SQL, by worker · sweeper the sweeper's lock
+    usage the outbox stream · committed its last entry that is in SQL · sweeper the sweeper's lock
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.domain.principal import Unit
 from gateway.domain.settlement import Kind, LedgerRow, Progress, Rule, RuleState
-from gateway.domain.usage_stream import ACKED, PREFIX, STREAM
+from gateway.domain.usage_stream import COMMITTED, PREFIX, STREAM
 from gateway.limits.scripts import Script
 
 Args = tuple[bytes | str | int, ...]
@@ -85,13 +85,22 @@ class AdmitReply(msgspec.Struct, frozen=True):
     states: tuple[RuleState, ...] = ()
 
 
+#: A stream entry's id, as a pair that compares as Redis does.
+EntryId = tuple[int, int]
+
+
 class SettleReply(msgspec.Struct, frozen=True):
-    """An answer of settle.lua. `code` 1 settled, 2 row kept without a reservation, 0 nothing to do."""
+    """An answer of settle.lua. `code` 1 settled, 2 row kept without a reservation, 0 nothing to do.
+
+    `epoch` names the data in Redis (0: none yet), `committed` is the last entry that is in SQL, `entry` this row's.
+    """
 
     code: int
     now_us: int
-    acked: int
     overruns: int
+    epoch: int = 0
+    committed: EntryId = (0, 0)
+    entry: EntryId = (0, 0)
 
 
 def reservation_key(id: str) -> str:
@@ -118,7 +127,7 @@ def admit_args(script: Script, id: str, rules: Sequence[Rule], lease_ms: int, de
 
 def settle_args(script: Script, closing: Closing, *, again: bool) -> Args:
     """EVALSHA of a settlement, or with the sweep script of an expired reservation."""
-    keys: list[bytes | str | int] = [reservation_key(closing.id), LIVE, META, ACKED, STREAM]
+    keys: list[bytes | str | int] = [reservation_key(closing.id), LIVE, META, COMMITTED, STREAM]
     args: list[bytes | str | int] = [closing.id, closing.epoch, closing.admitted_us, len(closing.used), closing.row]
     args += (closing.worker, closing.seq, int(again))
     for used in closing.used:
@@ -176,5 +185,10 @@ def parse_settle(reply: bytes) -> SettleReply:
     Raises:
         ValueError: it is something else.
     """
-    code, now_us, acked, overruns = (int(word) for word in reply.split())
-    return SettleReply(code, now_us, acked, overruns)
+    code, now_us, overruns, epoch, committed, entry = reply.split()
+    return SettleReply(int(code), int(now_us), int(overruns), int(epoch), _entry_id(committed), _entry_id(entry))
+
+
+def _entry_id(text: bytes) -> EntryId:
+    at, _, number = text.partition(b"-")
+    return int(at), int(number)

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from typing import Any
 
-from gateway.limits.commands import Args, Closing, parse_settle, settle_args
+from gateway.limits.commands import Args, Closing, EntryId, SettleReply, parse_settle, settle_args
 from gateway.limits.link import Command, Link, LinkDown
 from gateway.limits.scripts import Script
 from gateway.limits.spool import Spool
@@ -44,7 +44,7 @@ class _Settle(Command):
             self._resolve(True)
             return
         answer = parse_settle(reply)
-        owner.arrived(self, answer.now_us, answer.acked, answer.overruns)
+        owner.arrived(self, self._closing, answer)
         self._resolve(answer.code > 0)
 
     def failed(self, error: LinkDown) -> None:
@@ -59,18 +59,26 @@ class _Settle(Command):
 class Outstanding:
     """Every settlement given here reaches Redis, or the spool, or is counted in `dropped`.
 
+    One that Redis has taken is held until its row is in SQL: when Redis loses its data (another epoch), it is settled
+    again, which charges it and appends its row anew.
+
     Args:
         link: the connection; `bind` it before the first settlement.
         script: settle.lua.
         max_kept: how many wait in memory while Redis is away.
         spool: where the others go; None = they are dropped, and counted.
+        max_held: how many rows are held until they are in SQL; the oldest beyond are trusted to Redis alone.
     """
 
-    def __init__(self, script: Script, max_kept: int, spool: Spool | None) -> None:
+    def __init__(self, script: Script, max_kept: int, spool: Spool | None, max_held: int = 100_000) -> None:
         self.script = script
         self.overruns = 0
         self.dropped = 0
-        self.acked = 0
+        self.restored = 0
+        """Settlements given to Redis once more because it had lost its data."""
+        self._max_held = max_held
+        self._held: deque[tuple[EntryId, Closing]] = deque()
+        self._epoch = 0
         self._max_kept = max_kept
         self._spool = spool
         self._link: Link | None = None
@@ -90,6 +98,11 @@ class Outstanding:
     def kept(self) -> int:
         """How many wait in memory."""
         return len(self._kept)
+
+    @property
+    def held(self) -> int:
+        """How many rows Redis has that are not in SQL yet, as far as is known."""
+        return len(self._held)
 
     @property
     def spool_bytes(self) -> int:
@@ -114,6 +127,25 @@ class Outstanding:
         if not self._link.send(command):
             command.failed(LinkDown("down", sent=False))
 
+    def reconnected(self) -> None:
+        """The connection is up again: send what waits, and one settlement that was taken, to learn whether it is there."""
+        if self._held:
+            self._kept.appendleft((self._held.popleft()[1], True))
+        self.repeat()
+
+    def seen(self, epoch: int) -> None:
+        """An answer named the data in Redis: when they are others than before, everything held is settled again."""
+        if epoch == self._epoch:
+            return
+        if self._epoch and self._held:
+            log.warning("redis_lost_its_data", extra={"rows": len(self._held)})
+            self.restored += len(self._held)
+            self._kept.extendleft((closing, True) for _, closing in reversed(self._held))
+            self._held.clear()
+        self._epoch = epoch
+        if self._kept:
+            self.repeat()
+
     def repeat(self) -> None:
         """Send what waits, a bounded number at once; called when the connection is up, and again by each answer."""
         if self._link is None or not self._link.up or self._refused:
@@ -130,13 +162,20 @@ class Outstanding:
         for closing in closings:
             self._send(_Settle(self, closing, None, again=True, spooled=True))
 
-    def arrived(self, command: _Settle, now_us: int, acked: int, overruns: int) -> None:
+    def arrived(self, command: _Settle, closing: Closing, answer: SettleReply) -> None:
         """Redis took one."""
         assert self._link is not None
         self._on_the_way -= 1
-        self._link.learn(now_us)
-        self.acked = acked
-        self.overruns += overruns
+        self._link.learn(answer.now_us)
+        self.overruns += answer.overruns
+        self.seen(answer.epoch)
+        held = self._held
+        if answer.entry > answer.committed:
+            held.append((answer.entry, closing))
+            if len(held) > self._max_held:
+                held.popleft()
+        while held and held[0][0] <= answer.committed:
+            held.popleft()
         if command.spooled:
             self._spool_answer(ok=True)
         if self._kept or (self._spool is not None and self._spool.waiting):

@@ -67,6 +67,8 @@ class _Admit(Command):
             return
         answer = parse_admit(reply, self.rules)
         self._store.link.learn(answer.now_us)
+        if answer.code == 1:
+            self._store.settlements.seen(answer.epoch)
         if self.given_up or self.future.done():
             if answer.code == 1:
                 self._store.forget(self.id, self.rules, answer.epoch, answer.now_us)
@@ -151,7 +153,7 @@ class RedisStore:
         self._open: dict[str, _Live] = {}
         self._spool = spool
         self.settlements = Outstanding(self.scripts.settle, max_kept, spool)
-        self.link = Link(url, self.scripts.all, timeout_ms / 1000, self.settlements.repeat)
+        self.link = Link(url, self.scripts.all, timeout_ms / 1000, self.settlements.reconnected)
         self.settlements.bind(self.link)
         self._group: asyncio.TaskGroup | None = None
         self._keeper: asyncio.Task[None] | None = None

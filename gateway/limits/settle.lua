@@ -1,13 +1,14 @@
 -- Replace a reservation's charges by what was used, free its slots and append its row: once.
--- KEYS  reservation, live, meta, acked, stream, rule...
+-- KEYS  reservation, live, meta, committed, stream, rule...
 -- ARGV  id, epoch of the admission (0: admitted without us), admitted_us, number of rules, row ('' = void: no row),
 --       worker, seq, again (1: an earlier try may have arrived), then per rule: kind (r q l), window_ms, actual
--- ->    "code now acked overruns"   code 1 settled; 2 there was no reservation: row kept, and charged when the data was
+-- ->    "code now overruns epoch committed entry"   ids of the last entry in SQL and of this row's, 0-0 = none; code 1 settled; 2 there was no reservation: row kept, and charged when the data was
 --       lost since the admission; 0 nothing to do
 -- A poisoned rule is skipped: the row matters more.
 local id, n, row, again = ARGV[1], tonumber(ARGV[4]), ARGV[5], ARGV[8] == '1'
 local record = try('GETRANGE', KEYS[1], 0, 36 + 40 * n)  -- all of the numbers, little of the blob
-local acked = num(call('HGET', KEYS[4], ARGV[6]), 0)
+local committed, entry = try('GET', KEYS[4]), '0-0'
+local epoch = num(call('HGET', KEYS[3], 'epoch'), 0)
 local code, overruns = 1, 0
 local counted, at, cost = true, {}, {}
 
@@ -32,7 +33,7 @@ else
   if row == '' then
     code = 0
     call('SET', KEYS[1], GONE, 'PX', int(TOMBSTONE_MS))
-  elseif num(call('HGET', KEYS[3], 'epoch'), 0) ~= tonumber(ARGV[2]) or ARGV[2] == '0' then
+  elseif epoch ~= tonumber(ARGV[2]) or ARGV[2] == '0' then
     code = 2
   elseif again then
     code = 0
@@ -44,7 +45,11 @@ else
   end
 end
 if code > 0 and row ~= '' then
-  call('XADD', KEYS[5], '*', 'w', ARGV[6], 'n', ARGV[7], 'r', row)
+  entry = call('XADD', KEYS[5], '*', 'w', ARGV[6], 'n', ARGV[7], 'r', row)
+  if epoch == 0 then
+    epoch = now
+    call('HSET', KEYS[3], 'epoch', int(epoch))
+  end
 end
 if code > 0 and counted then
   call('DEL', KEYS[1])
@@ -106,4 +111,5 @@ for i = 1, n do
     pcall(kind == 'r' and settle_rate or settle_quota, key, window, actual, i)
   end
 end
-return fmt('%d %d %d %d', code, now, acked, overruns)
+if type(committed) ~= 'string' or not string.find(committed, '^%d+%-%d+$') then committed = '0-0' end
+return fmt('%d %d %d %d ', code, now, overruns, epoch) .. committed .. ' ' .. entry

@@ -137,12 +137,60 @@ async def test_a_worker_that_lost_its_reservation_writes_its_row_but_is_not_char
         assert server.client.zcard(counter_key("k:slots")) == 0
 
 
-async def test_acked_comes_back_with_a_settlement(server):
+async def test_a_row_is_held_until_it_is_in_sql(server):
     async with make(server) as store:
+        for id in ("a", "b"):
+            reservation = await store.admit(id, RULES, row(id), LEASE)
+            await store.settle(Settlement(reservation, (1, 5, 0), row(id)))
+        assert store.settlements.held == 2
+        (_, _), (last, _) = server.client.xrange(STREAM)
+        server.client.set("sy1:{sy}:committed", last)
+        reservation = await store.admit("c", RULES, row("c"), LEASE)
+        await store.settle(Settlement(reservation, (1, 5, 0), row("c")))
+        assert store.settlements.held == 1
+
+
+WIDE = (
+    Rule("w:requests:60000", "rate", "requests", 100, 60_000, 1),
+    Rule("w:tokens:60000", "rate", "tokens", 1000, 60_000, 30),
+    Rule("w:slots", "lease", "slots", 20, 0, 1),
+)
+
+
+@pytest.mark.parametrize("how", ["flushed", "flushed, then settled", "restarted"])
+async def test_rows_and_charges_come_back_when_redis_lost_its_data(server, how):
+    async with make(server) as store:
+        for n in range(5):
+            reservation = await store.admit(f"a{n}", WIDE, row(f"a{n}"), LEASE)
+            await store.settle(Settlement(reservation, (1, 5, 0), row(f"a{n}", outcome="ok")))
+        late = await store.admit("late", WIDE, row("late"), LEASE)
+        if how == "restarted":
+            server.restart()
+        else:
+            server.client.flushall()
+        if how == "flushed, then settled":
+            await store.settle(Settlement(late, (1, 5, 0), row("late", outcome="ok")))
+        elif how == "flushed":
+            await store.admit("new", WIDE, row("new"), LEASE)
+        ids: list[str] = []
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            ids = [unpack_row(fields[b"r"]).id for _, fields in server.client.xrange(STREAM)]
+            if len(ids) >= 5:
+                break
+        assert {f"a{n}" for n in range(5)} <= set(ids) and len(ids) == len(set(ids))
+        used = int(server.client.hget(counter_key(WIDE[1].name), "s"))
+        assert used == 5 * len(ids) + (WIDE[1].cost if how == "flushed" else 0)
+        before = store.settlements.held
+        assert before == len(ids), "held again until they are in SQL"
+
+
+async def test_a_look_at_limits_charges_nothing_and_says_what_an_admission_says(server):
+    async with make(server) as store:
+        assert [state.remaining for state in await store.peek(RULES)] == [rule.limit for rule in RULES]
         reservation = await store.admit("a", RULES, row("a"), LEASE)
-        server.client.hset("sy1:{sy}:acked", "w0", 41)
-        await store.settle(Settlement(reservation, (1, 5, 0), row("a")))
-        assert store.settlements.acked == 41
+        for _ in range(2):
+            assert [s.remaining for s in await store.peek(RULES)] == [s.remaining for s in reservation.states]
 
 
 HAMMER = """

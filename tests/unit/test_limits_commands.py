@@ -4,6 +4,7 @@ from gateway.domain.settlement import Progress, Rule, RuleState
 from gateway.limits.commands import (
     Closing,
     Reserved,
+    SettleReply,
     admit_args,
     counter_key,
     parse_admit,
@@ -50,7 +51,7 @@ def test_replies_of_admission_are_read():
     assert (refused.code, refused.config, refused.index, refused.retry_after_ms) == (0, 3, 1, 900)
     assert refused.states[1].remaining == 0
     assert parse_admit(b"-1 5", RULES).code == -1
-    assert parse_settle(b"2 5 7 1").acked == 7
+    assert parse_settle(b"2 5 1 9 70-1 71-0") == SettleReply(2, 5, 1, 9, (70, 1), (71, 0))
 
 
 @pytest.mark.parametrize("reply", [b"", b"1 2 3", b"0 5 3 1 900 70 0", b"x"])
