@@ -37,7 +37,7 @@ from gateway.limits.embedded_store import EmbeddedStore
 from gateway.limits.periods import LONGEST_PERIOD_US
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.signals import labels
-from gateway.limits.spool import Spool
+from gateway.limits.spool import Spool, adopt
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
 from gateway.pipeline.counting import Counter, load_counters, load_tokenizer
@@ -221,7 +221,7 @@ class Parts:
                 wall_us,
                 worker=f"{self.boot.gateway}-{self._index}",
                 timeout_ms=configuration.static.redis.timeout_ms,
-                spool=Spool(configuration.state_dir / f"settlements-{self._index}.spool"),
+                spool=self._spool(),
             )
         self._ledger = EmbeddedLedger(Path(make_url(configuration.ledger_url).database or ""))
         return EmbeddedStore(wall_us, self._ledger)
@@ -249,6 +249,16 @@ class Parts:
             metrics_token=token.get_secret_value() if token else "",
             routers=admin_routers(admin, self._reports),
         )
+
+    def _spool(self) -> Spool:
+        """This worker's file. The first worker adopts those of a former start with more workers."""
+        folder = self.boot.configuration.state_dir
+        own = Spool(folder / f"settlements-{self._index}.spool")
+        if self._index == 0:
+            names = {f"settlements-{index}.spool" for index in range(self.boot.configuration.static.server.workers)}
+            if count := adopt(own, folder, "settlements-*.spool", lambda path: path.name in names):
+                self.sink.event("settlements_adopted", count=count)
+        return own
 
     @property
     def _redis(self) -> RedisStore:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -103,3 +104,36 @@ class Spool:
                 break
             at += 4 + length
         return at
+
+
+def adopt(own: Spool, folder: Path, pattern: str, mine: Callable[[Path], bool]) -> int:
+    """Move what other spool files of a folder hold into `own`, and delete them: their workers will not start again.
+
+    A crash in between leaves a settlement in both, which is harmless. A file that is in use, or does not fit, stays.
+
+    Args:
+        own: takes the settlements; it is open already.
+        folder, pattern: where the files are, as for `Path.glob`.
+        mine: which files belong to a worker that opens them itself.
+
+    Returns:
+        How many settlements were moved.
+    """
+    moved = 0
+    for path in sorted(folder.glob(pattern)):
+        if mine(path):
+            continue
+        try:
+            other = Spool(path)
+        except OSError:
+            continue
+        try:
+            closings, end = other.peek(other.size)
+            taken = [own.append(closing) for closing in closings]
+            moved += sum(taken)
+            if all(taken):
+                other.take(end)
+                path.unlink()
+        finally:
+            other.close()
+    return moved

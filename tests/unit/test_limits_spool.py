@@ -1,7 +1,7 @@
 import pytest
 
 from gateway.limits.commands import Closing, Used
-from gateway.limits.spool import Spool
+from gateway.limits.spool import Spool, adopt
 
 
 def closing(n, size=10):
@@ -66,3 +66,35 @@ def test_two_processes_cannot_share_it_and_only_the_owner_may_read_it(tmp_path):
         Spool(tmp_path / "s")
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
     spool.close()
+
+
+def test_files_of_workers_that_do_not_start_again_are_adopted_once(tmp_path):
+    for name, ids in (("settlements-1.spool", (1,)), ("settlements-2.spool", (2, 3)), ("settlements-3.spool", (4,))):
+        spool = Spool(tmp_path / name)
+        for n in ids:
+            spool.append(closing(n))
+        if name != "settlements-3.spool":
+            spool.close()
+    own = Spool(tmp_path / "settlements-0.spool")
+    mine = {"settlements-0.spool", "settlements-1.spool"}
+    assert adopt(own, tmp_path, "settlements-*.spool", lambda path: path.name in mine) == 2
+    assert own.peek(10)[0] == [closing(2), closing(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "settlements-0.spool", "settlements-1.spool", "settlements-3.spool",
+    ], "a file in use stays, and so does that of a worker that will start"  # fmt: skip
+    assert adopt(own, tmp_path, "settlements-*.spool", lambda path: path.name in mine) == 0
+    spool.close()
+    own.close()
+
+
+def test_what_does_not_fit_stays_where_it_is(tmp_path):
+    other = Spool(tmp_path / "settlements-9.spool")
+    for n in range(4):
+        other.append(closing(n, size=100))
+    other.close()
+    own = Spool(tmp_path / "settlements-0.spool", max_bytes=300)
+    adopt(own, tmp_path, "settlements-*.spool", lambda path: path.name == "settlements-0.spool")
+    again = Spool(tmp_path / "settlements-9.spool")
+    assert len(again.peek(10)[0]) == 4
+    again.close()
+    own.close()
