@@ -78,6 +78,7 @@ class Backends:
             params=deployment.params,
             timeouts=timeouts,
             render=_renderer(dialect, deployment, transport, timeouts),
+            stops=deployment.template_stops,
         )
         if "n" in can:
             return inner, can

@@ -8,11 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from inspect import isawaitable
 from types import TracebackType
 
+import msgspec
+
 from backends.core.capabilities import Capabilities, ParamsRule, resolve
 from backends.core.contracts import Batches, Decoder, Dialect
 from backends.core.errors import BackendError, UpstreamProtocol
 from backends.core.events import Event, Failure
-from backends.core.request import GenerationRequest, Job, Prompt
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt
 from backends.remote.transport import Response, Timeouts, Transport
 
 #: Renders a conversation where the dialect wants it rendered; may ask the network (`/apply-template`) to do it.
@@ -36,6 +38,7 @@ class RemoteBackend:
         capabilities: what the deployment can do; None = what the dialect declares.
         params: the deployment's rule for parameters that it lacks.
         timeouts: all but the wait for the first event, which the caller bounds.
+        stops: strings that end an answer under the renderer's template, added to each rendered job's own.
         render: needed where `dialect.needs_prompt`; called for jobs with messages.
         max_body_bytes: bound of an answer that is not streamed. Streams have none in total; decoders bound each event.
 
@@ -52,6 +55,7 @@ class RemoteBackend:
         params: ParamsRule = "reject",
         timeouts: Timeouts | None = None,
         render: Renderer | None = None,
+        stops: Sequence[str] = (),
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         if dialect.needs_prompt and render is None:
@@ -63,6 +67,7 @@ class RemoteBackend:
         self._capabilities = dialect.capabilities if capabilities is None else capabilities
         self._params: ParamsRule = params
         self._render = render
+        self._stops = tuple(stops)
 
     def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`. `job.model` is the upstream's name of the model.
@@ -79,7 +84,12 @@ class RemoteBackend:
 
     def resolve(self, job: Job) -> Job:
         """The job as this deployment may be given it."""
-        return resolve(job, self._capabilities, self._params)
+        job = resolve(job, self._capabilities, self._params)
+        if not self._stops or not self.dialect.needs_prompt or isinstance(job, EmbeddingRequest) or job.prompts:
+            return job
+        own = job.sampling.stop
+        stops = (*own, *(stop for stop in self._stops if stop not in own))
+        return msgspec.structs.replace(job, sampling=msgspec.structs.replace(job.sampling, stop=stops))
 
     async def prompts(self, job: Job) -> Sequence[Prompt]:
         """The finished prompts of a job, where the dialect wants them; a plain completion brings its own."""

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from backends import registry
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.request import Sampling
+from backends.templates.families import FAMILIES
+from backends.templates.families import named as _builtin
 from gateway.config.compiled_limits import ANY_KEY, ANY_USER, GATEWAY, compile_limits
 from gateway.config.dynamic import (
     DefaultsEntry,
@@ -139,7 +141,8 @@ class Compiler:
             timeouts=Timeouts(**entry.timeouts.model_dump()),
             price=_price(entry.price),
             keepalive_s=entry.keepalive_s,
-            template=self._template(path, entry),
+            template=self._jinja((*path, "template"), entry.template),
+            template_stops=FAMILIES[builtin].stops if (builtin := _builtin(entry.template)) in FAMILIES else (),
             verify_tls=entry.verify_tls,
             early_keepalive_s=entry.early_keepalive_s,
             options=entry.options,
@@ -153,13 +156,9 @@ class Compiler:
     def _place(self, path: KeyPath, entry: DeploymentEntry) -> None:
         """Exactly one place: a local engine, or a remote server."""
         if entry.engine is not None:
-            for key in ("dialect", "quirks", "base_url", "credential", "template"):
-                if getattr(entry, key) is not None:
+            for key in ("dialect", "quirks", "options", "base_url", "credential", "template"):
+                if getattr(entry, key):
                     self._report((*path, key), "it has no meaning beside `engine`", "remove it, or remove `engine`")
-            if entry.options:
-                self._report(
-                    (*path, "options"), "they have no meaning beside `engine`", "set them at the engine, or remove them"
-                )
             self._one_of((*path, "engine"), entry.engine, self._dynamic.engines, "entry of engines")
             return
         if entry.dialect is None:
@@ -206,13 +205,13 @@ class Compiler:
             )
         return value
 
-    def _template(self, path: KeyPath, entry: DeploymentEntry) -> str:
-        return self._jinja((*path, "template"), entry.template)
-
     def _jinja(self, path: KeyPath, file: str | None) -> str:
         """The source of a template."""
         if file is None:
             return ""
+        if builtin := _builtin(file):
+            self._one_of(path, builtin, FAMILIES, "built-in template")
+            return FAMILIES[builtin].template if builtin in FAMILIES else ""
         try:
             return resolve_reference(f"file:{file}", self._base)
         except BadReference as bad:

@@ -211,7 +211,9 @@ class DeploymentEntry(Entry):
         " behind impatient proxies (default: never)",
     )
     template: str | None = Field(
-        default=None, description="path of a chat template (jinja) for dialects that need the prompt rendered by us"
+        default=None,
+        description="path of a chat template (jinja) for dialects that need the prompt rendered by us, or builtin: and one of"
+        " chatml, qwen, llama2, llama3, mistral, zephyr, gemma, phi, alpaca, vicuna, deepseek",
     )
     verify_tls: bool = Field(default=True, description="whether its certificate is checked")
 

@@ -36,7 +36,8 @@ class Deployment(msgspec.Struct, frozen=True):
 
     `credential` is a resolved secret; `__repr__` never shows it. `adds` and `lacks` correct the dialect's declared
     capabilities. `max_in_flight`: None = unbounded. `keepalive_s`: how long an idle upstream connection is kept.
-    `options`: what the dialect wants to know of this server beyond its quirks.
+    `template_stops`: strings that end an answer under its chat template. `options`: what the dialect wants to know of
+    this server beyond its quirks.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Deployment(msgspec.Struct, frozen=True):
     price: Price = Price()
     keepalive_s: float = 4.0
     template: str = ""
+    template_stops: tuple[str, ...] = ()
     verify_tls: bool = True
     early_keepalive_s: float | None = None
     options: Mapping[str, object] = {}

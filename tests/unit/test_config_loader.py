@@ -316,6 +316,8 @@ def test_models_are_cross_checked(models: str, key: str, words: str) -> None:
         (", credential: sk-literal-canary", "credential"),
         (", credential: env:NOT_THERE_AT_ALL", "credential"),
         (", template: nowhere.jinja", "template"),
+        (", template: 'builtin:lama3'", "template"),
+        (", options: {tensors: {}}", "options"),
         (", quirks: vlm", "quirks"),
         (", capabilities: {adds: [tpo_k]}", "capabilities.adds"),
         (", capabilities: {adds: [top_k], lacks: [top_k]}", "capabilities"),
@@ -381,3 +383,17 @@ def test_a_reload_names_what_needs_a_restart(team: Path) -> None:
     before = load(team).static
     team.write_text(TEAM.replace("workers: 4", "workers: 2").replace("data/ledger.db", "other.db"))
     assert restart_needed(before, load(team).static) == ["ledger.url", "server.workers"]
+
+
+def test_a_built_in_template_brings_its_stops_and_a_dialect_its_options(tmp_path: Path) -> None:
+    text = """
+deployments:
+  trt: {dialect: triton, base_url: "http://h:8000", model: ensemble, template: "builtin:llama3", options: {tensors: {seed: s}}}
+models: {m: {tiers: [[trt]]}}
+"""
+    (trt,) = parse(text.encode(), tmp_path / "c.yaml").snapshot.models["m"].tiers[0]
+    assert trt.template_stops == ("<|eot_id|>",)
+    assert "start_header_id" in trt.template
+    assert trt.options == {"tensors": {"seed": "s"}}
+    with pytest.raises(ConfigError, match="unknown tensor 'sed'"):
+        parse(text.replace("seed: s", "sed: s").encode(), tmp_path / "c.yaml")

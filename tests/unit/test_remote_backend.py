@@ -248,3 +248,22 @@ async def test_closing_closes_the_transport() -> None:
     transport = ToyTransport()
     await RemoteBackend(ToyDialect(), transport).aclose()
     assert transport.closed
+
+
+async def test_a_template_s_stops_join_those_of_rendered_jobs_only() -> None:
+    dialect = ToyDialect(needs_prompt=True)
+    backend = RemoteBackend(dialect, ToyTransport(b"$"), render=lambda job: [Prompt("P")], stops=("END", "X"))
+    own = GenerationRequest("m", messages=JOB.messages, sampling=Sampling(stop=("X",)), stream=True)
+    plain = GenerationRequest("m", prompts=(Prompt("p"),))
+    allowed = RemoteBackend(
+        dialect,
+        ToyTransport(b"$"),
+        capabilities=dialect.capabilities | {"stop"},
+        render=lambda job: [Prompt("P")],
+        stops=("END", "X"),
+    )
+    assert allowed.resolve(own).sampling.stop == ("X", "END")
+    assert backend.resolve(JOB).sampling.stop == ("END", "X")
+    assert backend.resolve(plain).sampling.stop == ()
+    taking = RemoteBackend(ToyDialect(), ToyTransport(b"$"), stops=("END",))
+    assert taking.resolve(JOB).sampling.stop == ()

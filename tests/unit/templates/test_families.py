@@ -1,0 +1,49 @@
+"""The built-in families: one conversation in each, written out, and the strings that end its answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.core.request import Message, Role, Text
+from backends.templates.families import FAMILIES, family
+from backends.templates.jinja import ChatTemplate
+
+
+def turn(role: Role, text: str) -> Message:
+    return Message(role, (Text(text),))
+
+
+TURNS = (turn("developer", "S"), turn("user", "a"), turn("assistant", "b"), turn("user", "c"))
+WRITTEN = {
+    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n",
+    "llama2": "[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b </s><s>[INST] c [/INST]",
+    "llama3": "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nb<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nc<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "[INST] S\n\na [/INST] b</s>[INST] c [/INST]",
+    "zephyr": "<|system|>\nS</s>\n<|user|>\na</s>\n<|assistant|>\nb</s>\n<|user|>\nc</s>\n<|assistant|>\n",
+    "gemma": "<start_of_turn>user\nS\n\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n"
+    "<start_of_turn>user\nc<end_of_turn>\n<start_of_turn>model\n",
+    "phi": "<|system|>\nS<|end|>\n<|user|>\na<|end|>\n<|assistant|>\nb<|end|>\n<|user|>\nc<|end|>\n<|assistant|>\n",
+    "alpaca": "S\n\n### Instruction:\na\n\n### Response:\nb\n\n### Instruction:\nc\n\n### Response:\n",
+    "vicuna": "S USER: a ASSISTANT: b</s>USER: c ASSISTANT:",
+    "deepseek": "S<\uff5cUser\uff5c>a<\uff5cAssistant\uff5c>b<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>c"
+    "<\uff5cAssistant\uff5c>",
+}
+WRITTEN["qwen"] = WRITTEN["chatml"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_conversation(name: str) -> None:
+    template = ChatTemplate(family(name))
+    assert template.render(TURNS) == WRITTEN[name]
+    pieces = template.render_segments(TURNS)
+    assert "".join(piece.text for piece in pieces) == WRITTEN[name]
+    assert [piece.text for piece in pieces if not piece.trusted] == ["S", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_ends_at_one_of_its_stops(name: str) -> None:
+    _, _, after = ChatTemplate(family(name)).render(TURNS).partition("b")
+    assert any(stop in after for stop in FAMILIES[name].stops)
