@@ -19,6 +19,7 @@ from gateway.config.dynamic import Dynamic
 from gateway.config.problems import ConfigError, KeyPath, Problem, dotted
 from gateway.config.secrets import BadReference, is_reference, resolve_reference
 from gateway.config.settings import Configuration
+from gateway.config.snapshot import Snapshot
 from gateway.config.static import ENV_PREFIX, Static
 from gateway.config.validation import problems_of, suggestion
 
@@ -125,6 +126,7 @@ class _Load:
                 file=file,
             )
             self._cross_check(static)
+            self._check_retention(static, snapshot)
         if self._problems or result is None:
             raise ConfigError(sorted(self._problems, key=lambda one: one.line))
         return result
@@ -223,6 +225,13 @@ class _Load:
         if token is not None and len(token.get_secret_value()) < 16:
             self._report(("telemetry", "metrics", "token"), "the secret is too short", "16 random characters or more")
 
+    def _check_retention(self, static: Static, snapshot: Snapshot) -> None:
+        """Without Redis counters are rebuilt from the ledger, so it must reach back to a month's beginning."""
+        days = static.ledger.retain_days
+        if static.redis.url is None and days < LONGEST_MONTH_DAYS and any(spec.period == "month" for spec in snapshot.limits()):
+            mend = f"keep {LONGEST_MONTH_DAYS} days or more"
+            self._report(("ledger", "retain_days"), "a restart would forget a part of a monthly limit", mend)
+
     def _ledger_url(self, static: Static, state_dir: Path) -> str:
         """SQLite paths become absolute, so that every command finds the same file wherever it is started."""
         if static.ledger.url is None:
@@ -262,6 +271,8 @@ class _Load:
 
 
 _ABSENT = object()
+#: 31 days, and one for time zones and changes of clocks.
+LONGEST_MONTH_DAYS = 32
 
 
 def _get(tree: object, path: tuple[str, ...]) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from backends.core.errors import GatewayError
@@ -62,6 +64,18 @@ class Snapshot(msgspec.Struct, frozen=True):
     organisations: dict[str, tuple[LimitSpec, ...]] = {}
     gateway_limits: tuple[LimitSpec, ...] = ()
     zone: str = "UTC"
+
+    def limits(self) -> Iterator[LimitSpec]:
+        """Every limit of the file, whoever owns it."""
+        yield from (*self.key_limits, *self.user_limits, *self.gateway_limits)
+        for specs in (*self.users.values(), *self.organisations.values()):
+            yield from specs
+        for team in self.teams.values():
+            yield from team.limits
+        for route in self.models.values():
+            yield from route.limits
+        for key in self.declared_keys.values():
+            yield from key.limits
 
     def resolve(self, model: str, principal: Principal) -> Route:
         """The route of a model name.

@@ -12,7 +12,7 @@ from gateway.domain.usage_stream import PREFIX, ROW, STREAM, unpack_row
 from gateway.limits.commands import LIVE, counter_key, reservation_key
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.spool import Spool
-from gateway.limits.store import LimitExceeded, LimitsUnavailable
+from gateway.limits.store import LimitExceeded, LimitsUnavailable, PeriodOver
 from gateway.limits.sweeper import sweep
 from tests.rows import row
 
@@ -149,6 +149,54 @@ async def test_killed_and_restarted_empty_running_requests_are_charged_again_and
         assert used(own_redis) == 2
         with redis.Redis.from_url(own_redis.url) as client:
             assert [unpack_row(entry[ROW.encode()]).id for _, entry in client.xrange(STREAM)] == ["a"]
+
+
+async def test_flushall_under_running_requests_charges_them_again_and_keeps_their_rows(own_redis):
+    """Counters begin at zero, quotas too: what is running is charged again, what was settled before is forgotten."""
+    ends_us = wall_us() + 3_600_000_000
+    budget = (Rule("t:nusd:2026-11", "quota", "nusd", 1000, 3_600_000, 100, ends_us=ends_us),)
+    async with make(own_redis) as store:
+        old = await store.admit("old", budget, row("old"), LEASE)
+        await store.settle(Settlement(old, (70,), row("old", outcome="ok")))
+        running = await store.admit("running", budget, row("running"), LEASE)
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.flushall()
+            # the scripts are gone with SCRIPT FLUSH only; the connection stands
+            fresh = await store.admit("fresh", budget, row("fresh"), LEASE)
+            assert fresh.states[0].remaining == 900
+            assert await store.settle(Settlement(running, (40,), row("running", outcome="ok")))
+            assert not await store.settle(Settlement(running, (40,), row("running", outcome="ok")))
+            assert int(client.get(counter_key("t:nusd:2026-11"))) == 140
+            assert 0 < client.pttl(counter_key("t:nusd:2026-11")) <= 3_600_000
+            assert [unpack_row(entry[ROW.encode()]).id for _, entry in client.xrange(STREAM)] == ["running"]
+
+
+@pytest.mark.parametrize("poison", ["abc", "-7", "1.5", "nan"])
+async def test_a_poisoned_budget_denies_what_needs_it_and_is_not_mended_by_guessing(own_redis, poison):
+    budget = (Rule("t:nusd:2026-11", "quota", "nusd", 1000, 3_600_000, 100),)
+    async with make(own_redis) as store:
+        with redis.Redis.from_url(own_redis.url) as client:
+            client.set(counter_key("t:nusd:2026-11"), poison)
+            with pytest.raises(LimitsUnavailable):
+                await store.admit("denied", budget, row("x"), LEASE)
+            assert client.get(counter_key("t:nusd:2026-11")) == poison.encode()
+        assert store.poisoned == 1
+
+
+async def test_a_quota_whose_period_is_over_is_not_charged(own_redis):
+    async with make(own_redis) as store:
+        await store.admit("first", DENY, row("first"), LEASE)
+        late = (*DENY, Rule("t:nusd:2026-11", "quota", "nusd", 9, 1000, 5, ends_us=store.now_us() - 1))
+        with pytest.raises(PeriodOver):
+            await store.admit("late", late, row("late"), LEASE)
+        now = (*DENY, Rule("t:nusd:2026-12", "quota", "nusd", 9, 1000, 5, ends_us=store.now_us() + 10**9))
+        held = await store.admit("late", now, row("late"), LEASE)  # the same id
+        assert (used(own_redis), slots(own_redis)) == (2, 2)
+        assert await store.settle(Settlement(held, (1, 0, 3), row("late", outcome="ok")))
+        with redis.Redis.from_url(own_redis.url) as client:
+            assert not int(client.get(counter_key("t:nusd:2026-11")) or 0)
+            assert int(client.get(counter_key("t:nusd:2026-12"))) == 3
+            assert client.xlen(STREAM) == 1
 
 
 async def test_redis_that_was_never_there_is_found_when_it_comes(own_redis):

@@ -133,6 +133,27 @@ keys:
     assert key.limits == (LimitSpec("key:k", "nusd", 1000, period="month", model="m"),)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gateway: {limits: [%s]}",
+        "users: {default: {limits: [%s]}}",
+        "users: {named: {u: {limits: [%s]}}}",
+        "organisations: {o: {limits: [%s]}}",
+        "teams: {t: {limits: [%s]}}",
+        "keys: {default: {limits: [%s]}}",
+        "keys: {declared: [{name: k, hash: 'sha256:" + "ab" * 32 + "', limits: [%s]}]}",
+        "deployments: {d: {dialect: openai_compatible, base_url: 'http://h', model: x}}\n"
+        "models: {m: {tiers: [[d]], limits: [%s]}}",
+    ],
+)
+def test_a_ledger_that_forgets_a_months_beginning_is_refused_beside_a_monthly_limit(place: str) -> None:
+    text = "ledger: {retain_days: 31}\n" + place % "{usd: 1, per: month}"
+    assert only(text).key == "ledger.retain_days"
+    parse(text.replace("31", "32").encode(), Path("/nowhere/c.yaml"))
+    parse(text.replace("month", "calendar_day").encode(), Path("/nowhere/c.yaml"))
+
+
 def test_declared_keys(team: Path) -> None:
     keys = load(team).snapshot.declared_keys
     ci, bot = keys["ab" * 32], keys["cd" * 32]
