@@ -1,4 +1,4 @@
-"""The command line: `switchyard serve | check | keys | version`, also `python -m gateway`.
+"""The command line: `switchyard serve | check | keys | teams | orgs | users | usage | version`, also `python -m gateway`.
 
 What a command needs is imported when it runs, so that `version` and `check` stay quick. Exit status: 0 done, 1 refused
 (the reason is on standard error), 2 wrong usage.
@@ -17,19 +17,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.core.errors import GatewayError
-from gateway.config.durations import instant_text, parse_expiry
-from gateway.config.embedded import embedded_configuration
+from gateway.auth.records import SCOPES
+from gateway.cli_accounts import add_commands, add_key_actions
+from gateway.command_parts import (
+    Refused,
+    config_option,
+    configuration,
+    database,
+    declared,
+    expiry,
+    limits,
+    models,
+    pepper,
+    show,
+)
+from gateway.config.durations import instant_text
 from gateway.config.loader import load
 from gateway.config.problems import ConfigError
 from gateway.config.settings import Configuration
+from gateway.config.shown_limits import limit_text
 from gateway.config.validation import suggestion
 
 if TYPE_CHECKING:
     from gateway.auth.keystore import KeyRecord
-
-
-class Refused(Exception):
-    """A command cannot be carried out; the text is for the person who typed it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     serve = commands.add_parser("serve", help="run the gateway")
-    _config_option(serve)
+    config_option(serve)
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="validate a configuration and say what to mend")
@@ -67,44 +77,40 @@ def _parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="mint, list and revoke API keys").add_subparsers(required=True, metavar="action")
     _keys_new(keys.add_parser("new", help="mint a key; its secret is printed once"))
     listing = keys.add_parser("list", help="list the minted keys, without secrets")
-    _config_option(listing)
+    config_option(listing)
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=_list)
     revoke = keys.add_parser("revoke", help="revoke a minted key for good")
-    _config_option(revoke)
+    config_option(revoke)
     revoke.add_argument("id", help="the key's id, as `keys list` shows it")
     revoke.add_argument("--json", action="store_true", help="print JSON")
     revoke.set_defaults(run=_revoke)
+    add_key_actions(keys)
+    add_commands(commands)
     return parser
 
 
-def _config_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="configuration file (default: the embedded configuration, in this folder)"
-    )
-
-
 def _keys_new(parser: argparse.ArgumentParser) -> None:
-    _config_option(parser)
+    config_option(parser)
     parser.add_argument("--name", required=True, help="whose key it is; shown in logs and lists")
     parser.add_argument("--team", default="", help="a team of the configuration; its limits count too")
     parser.add_argument("--user", default="", help="the person, for usage reports")
     parser.add_argument("--rpm", type=int, metavar="N", help="requests per minute")
     parser.add_argument("--tpm", type=int, metavar="N", help="tokens per minute")
     parser.add_argument("--concurrent", type=int, metavar="N", help="requests at once")
+    parser.add_argument("--limit", action="append", metavar="LIMIT", help="further ones: usd=5/month, tokens=1000/hour@MODEL …")
     parser.add_argument("--models", metavar="A,B", help="models that it may use (default: all)")
     parser.add_argument("--expires", metavar="WHEN", help="30d, 12h, 2027-01-31 … (default: never)")
-    parser.add_argument("--admin", action="store_true", help="an admin key")
+    parser.add_argument("--admin", action="store_true", help="an admin key (the scope `admin`)")
+    parser.add_argument(
+        "--scope", action="append", choices=sorted(SCOPES), help="inference (default), team-admin, viewer, admin"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_new)
 
 
-def _configuration(chosen: argparse.Namespace) -> Configuration:
-    return load(chosen.config) if chosen.config is not None else embedded_configuration(Path.cwd())
-
-
 def _serve(chosen: argparse.Namespace) -> int:
-    found = _configuration(chosen)
+    found = configuration(chosen)
     from gateway.app import serve
 
     return serve(found)
@@ -145,22 +151,23 @@ def _new(chosen: argparse.Namespace) -> int:
     from gateway.auth.keys import WeakPepper
     from gateway.auth.keystore import InvalidKey, NewKey, create_key
 
-    found = _configuration(chosen)
+    found = configuration(chosen)
     now_us = time.time_ns() // 1000
     new = NewKey(
         name=chosen.name,
         team=_team(chosen.team, found),
         user=chosen.user,
-        models=_models(chosen.models, found),
+        models=models(chosen.models, found),
         rpm=chosen.rpm,
         tpm=chosen.tpm,
         concurrent=chosen.concurrent,
-        scopes=frozenset({"admin"}) if chosen.admin else frozenset({"inference"}),
-        expires_us=_expiry(chosen.expires, now_us),
+        scopes=frozenset(chosen.scope or ()) | ({"admin"} if chosen.admin else set()) or frozenset({"inference"}),
+        limits=limits(chosen.limit or [], found),
+        expires_us=expiry(chosen.expires, now_us),
     )
     try:
         new.check(now_us)
-        minted = asyncio.run(create_key(_database(found), _pepper(found), new))
+        minted = asyncio.run(create_key(database(found), pepper(found), new, declared(found)))
     except (InvalidKey, WeakPepper, GatewayError) as error:
         raise Refused(str(error)) from error
     if chosen.json:
@@ -174,28 +181,24 @@ def _new(chosen: argparse.Namespace) -> int:
 def _list(chosen: argparse.Namespace) -> int:
     from gateway.auth.keystore import list_keys
 
-    found = _configuration(chosen)
+    found = configuration(chosen)
     try:
-        records = asyncio.run(list_keys(_database(found)))
+        records = asyncio.run(list_keys(database(found)))
     except GatewayError as error:
         raise Refused(error.message) from error
     now_us = time.time_ns() // 1000
     rows = [_row(record, now_us) for record in records]
-    if chosen.json:
-        print(json.dumps(rows, indent=2))
-    elif rows:
-        print(_table(["id", "name", "team", "models", "limits", "created", "expires", "state"], rows))
-    else:
-        print("no keys were minted yet")
+    columns = ["id", "name", "team", "models", "limits", "created", "expires", "state"]
+    print(show(columns, rows, "no keys were minted yet", as_json=chosen.json))
     return 0
 
 
 def _revoke(chosen: argparse.Namespace) -> int:
     from gateway.auth.keystore import UnknownKey, revoke_key
 
-    found = _configuration(chosen)
+    found = configuration(chosen)
     try:
-        asyncio.run(revoke_key(_database(found), chosen.id))
+        asyncio.run(revoke_key(database(found), chosen.id))
     except UnknownKey as error:
         raise Refused(f"no key has the id {chosen.id!r}; see `switchyard keys list`") from error
     except GatewayError as error:
@@ -204,88 +207,39 @@ def _revoke(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _database(found: Configuration) -> str:
-    """The key database's URL, brought to the newest form first."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from gateway.ledger.migrations import UnsupportedDatabase, migrate
-
-    try:
-        migrate(found.ledger_url)
-    except (UnsupportedDatabase, SQLAlchemyError, OSError) as error:
-        # A driver's own words may hold the database's address: only the kind of error is shown.
-        words = str(error) if isinstance(error, UnsupportedDatabase) else type(error).__name__
-        raise Refused(f"ledger.url: the database cannot be used: {words}") from error
-    return found.ledger_url
-
-
-def _pepper(found: Configuration) -> bytes:
-    from gateway.auth.pepper import load_or_create_pepper
-
-    configured = found.static.auth.pepper
-    if configured is not None:
-        return configured.get_secret_value().encode()
-    try:
-        return load_or_create_pepper(found.state_dir / "pepper")
-    except OSError as error:
-        raise Refused(f"the pepper in {found.state_dir} can be neither read nor made: {error.strerror}") from error
-
-
 def _team(name: str, found: Configuration) -> str:
-    if name and name not in found.snapshot.teams:
-        hint = suggestion(name, sorted(found.snapshot.teams)) or f"teams: {', '.join(sorted(found.snapshot.teams)) or 'none'}"
-        raise Refused(f"--team: the configuration has no team {name!r}; {hint}")
+    """A team of the file or of the database; a database that is not there yet has none, and is not made for this."""
+    from gateway.auth.owners import list_owners
+    from gateway.ledger.migrations import sqlite_path
+
+    known = set(found.snapshot.teams)
+    if name and name not in known:
+        path = sqlite_path(found.ledger_url)
+        if path is None or path.exists():
+            try:
+                known |= {one.name for one in asyncio.run(list_owners(database(found))) if one.kind == "team"}
+            except GatewayError as error:
+                raise Refused(error.message) from error
+        if name not in known:
+            hint = suggestion(name, sorted(known)) or f"teams: {', '.join(sorted(known)) or 'none'}"
+            raise Refused(f"--team: there is no team {name!r}; {hint}")
     return name
 
 
-def _models(text: str | None, found: Configuration) -> frozenset[str] | None:
-    """The public names; an alias stands for its model."""
-    if text is None:
-        return None
-    known = found.snapshot.models
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            hint = suggestion(name, sorted(known)) or f"models: {', '.join(sorted(known)) or 'none'}"
-            raise Refused(f"--models: the configuration has no model {name!r}; {hint}")
-    return frozenset(known[name].name for name in names)
-
-
-def _expiry(text: str | None, now_us: int) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_expiry(text, now_us)
-    except ValueError as error:
-        raise Refused(f"--expires: {error}") from error
-
-
 def _row(record: KeyRecord, now_us: int) -> dict[str, str]:
-    state = "active"
-    if record.revoked_us is not None:
-        state = "revoked"
-    elif record.expires_us is not None and record.expires_us <= now_us:
-        state = "expired"
-    windows = {0: "", 1000: "/s", 60_000: "/min", 3_600_000: "/h", 86_400_000: "/day"}
-    limits = [f"{one.limit} {one.unit}{windows.get(one.window_ms, f'/{one.window_ms} ms')}" for one in record.limits]
     return {
         "id": record.id,
         "name": record.name,
         "team": record.team,
         "models": "all" if record.models is None else ", ".join(sorted(record.models)),
-        "limits": ", ".join(limits) or "default",
+        "limits": ", ".join(limit_text(spec) for spec in record.limit_specs()) or "default",
         "created": instant_text(record.created_us),
         "expires": instant_text(record.expires_us),
-        "state": state,
+        "user": record.user,
+        "scopes": ", ".join(sorted(record.scopes)),
+        "state": record.state(now_us),
     }
 
 
 def _iso(micros: int | None) -> str | None:
     return None if micros is None else instant_text(micros)
-
-
-def _table(columns: list[str], rows: list[dict[str, str]]) -> str:
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    lines = ["  ".join(name.upper().ljust(widths[name]) for name in columns)]
-    lines += ["  ".join(row[name].ljust(widths[name]) for name in columns) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)

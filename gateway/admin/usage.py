@@ -43,8 +43,8 @@ def router(parts: AdminParts, ledger: AsyncEngine) -> APIRouter:
     ) -> Response | Page[UsageView]:
         """Sums that equal the ledger's rows exactly; days are UTC. A key that sees one team gets that team's."""
         groups = dimensions(by)
-        end_us = _instant(until, "until") if until else parts.now_us() + 1
-        begin_us = _instant(since, "since") if since else end_us - 30 * DAY_US
+        end_us = instant_of(until, "until") if until else parts.now_us() + 1
+        begin_us = instant_of(since, "since") if since else end_us - 30 * DAY_US
         wanted: dict[Dimension, str | None] = {"key": key, "team": team, "user": user, "model": model}
         only: dict[Dimension, str | int] = {name: value for name, value in wanted.items() if value is not None}
         if caller.team is not None and only.setdefault("team", caller.team) != caller.team:
@@ -87,7 +87,12 @@ def _cell(value: object) -> object:
     return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def _instant(text: str, param: str) -> int:
+def instant_of(text: str, param: str) -> int:
+    """A date or an instant, UTC where no zone is given, as µs UTC.
+
+    Raises:
+        BadRequest: it is neither.
+    """
     try:
         at = datetime.datetime.fromisoformat(text)
     except ValueError:

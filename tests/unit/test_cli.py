@@ -61,7 +61,7 @@ def test_a_key_is_minted_listed_and_revoked(file: Path, capsys: pytest.CaptureFi
     assert minted["secret"] not in listed
     (row,) = json.loads(listed)
     assert (row["id"], row["team"], row["models"], row["state"]) == (minted["id"], "research", "chat, other", "active")
-    assert row["limits"] == "60 requests/min, 100000 tokens/min, 8 slots"
+    assert row["limits"] == "60 requests/minute, 100000 tokens/minute, 8 concurrent"
 
     assert main(["keys", "revoke", "--config", str(file), minted["id"]]) == 0
     capsys.readouterr()

@@ -1,0 +1,145 @@
+"""Teams, organisations, users, a key's life and usage from the shell, on a SQLite file."""
+
+import asyncio
+import csv
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli import main
+from gateway.ledger.rows import connect, store_rows
+from tests.rows import row
+
+SOUND = """
+deployments:
+  far: {dialect: openai_compatible, base_url: http://127.0.0.1:9/v1, model: m}
+models:
+  chat: {tiers: [[far]], aliases: [gpt-4o-mini]}
+teams:
+  of-file: {limits: [{tokens: 5, per: hour}]}
+"""
+
+
+class Shell:
+    """Types commands and reads what is printed."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.file = folder / "config.yaml"
+        self.file.write_text(SOUND)
+        self._capsys = capsys
+
+    def type(self, *words: str) -> str:
+        assert main([*words, "--config", str(self.file)]) == 0, self._capsys.readouterr().err
+        return self._capsys.readouterr().out
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.type(*words, "--json"))
+
+    def refused(self, *words: str) -> str:
+        assert main([*words, "--config", str(self.file)]) == 1
+        return self._capsys.readouterr().err
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(tmp_path, capsys)
+
+
+def test_owners_are_made_listed_changed_and_deleted(shell: Shell) -> None:
+    shell.type("orgs", "new", "acme", "--limit", "usd=5/month", "--timezone", "Europe/Berlin")
+    options = ["--organisation", "acme", "--models", "gpt-4o-mini", "--limit", "tokens=10/minute", "--limit", "concurrent=2"]
+    shell.type("teams", "new", "red", *options)
+    found = {one["name"]: one for one in shell.json("teams", "list")}
+    assert (found["red"]["organisation"], found["red"]["models"]) == ("acme", "chat")
+    assert found["red"]["limits"] == "10 tokens/minute, 2 concurrent"
+    assert (found["of-file"]["source"], found["of-file"]["limits"]) == ("file", "5 tokens/hour")
+    assert "acme" in shell.type("orgs", "list") and "5 usd/month" in shell.type("orgs", "list")
+    shell.type("teams", "change", "red", "--limit", "requests=1/day@chat", "--models", "")
+    (red,) = [one for one in shell.json("teams", "list") if one["name"] == "red"]
+    assert (red["limits"], red["models"], red["organisation"]) == ("1 requests/day of chat", "all", "acme")
+    assert "teams" in shell.refused("orgs", "delete", "acme")
+    shell.type("teams", "delete", "red")
+    shell.type("orgs", "delete", "acme")
+    assert shell.json("orgs", "list") == []
+    assert shell.type("users", "list") == "there are no users\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["teams", "new", "of-file"], "configuration file"),
+        (["teams", "change", "of-file", "--limit", "concurrent=1"], "configuration file"),
+        (["teams", "delete", "of-file"], "configuration file"),
+        (["teams", "delete", "nowhere"], "nowhere"),
+        (["teams", "new", "n", "--organisation", "nowhere"], "organisation: "),
+        (["teams", "new", "n", "--timezone", "Mars/Olympus"], "--timezone"),
+        (["teams", "new", "n", "--limit", "lots"], "--limit lots"),
+        (["teams", "new", "n", "--limit", "tokens=-5/minute"], "--limit"),
+        (["teams", "new", "n", "--limit", "tokens=0/minute"], "tokens"),
+        (["teams", "new", "n", "--limit", "tokens=5/fortnight"], "per"),
+        (["teams", "new", "n", "--limit", "tokens=5/minute@nothing"], "nothing"),
+        (["teams", "new", "n", "--models", "nothing"], "nothing"),
+        (["users", "new", " "], "name: "),
+        (["keys", "new", "--name", "n", "--scope", "team-admin"], "scopes: "),
+        (["keys", "suspend", "nobody"], "nobody"),
+        (["keys", "rotate", "nobody", "--grace", "soon"], "--grace"),
+        (["usage", "--by", "nonsense"], "by: "),
+        (["usage", "--since", "yesterday"], "since: "),
+    ],
+    ids=" ".join,
+)
+def test_what_is_wrong_is_told_and_leaves_nothing(shell: Shell, words: list[str], told: str) -> None:
+    assert told in shell.refused(*words)
+    assert [one["name"] for one in shell.json("teams", "list")] == ["of-file"]
+    assert shell.json("keys", "list") == []
+
+
+def test_a_keys_life(shell: Shell) -> None:
+    shell.type("teams", "new", "red")
+    made = shell.json("keys", "new", "--name", "ann", "--team", "red", "--limit", "usd=5/month", "--scope", "viewer")
+    (one,) = shell.json("keys", "list")
+    assert (one["limits"], one["scopes"], one["state"]) == ("5 usd/month", "viewer", "active")
+    id = made["id"]
+    shell.type("keys", "suspend", id)
+    assert shell.json("keys", "list")[0]["state"] == "suspended"
+    shell.type("keys", "resume", id)
+    rotated = shell.json("keys", "rotate", id, "--grace", "1h")
+    assert rotated["id"] == id and rotated["secret"] != made["secret"] and rotated["grace_s"] == 3600
+    shell.type("keys", "change", id, "--name", "bob", "--user", "bob", "--limit", "", "--models", "chat", "--expires", "30d")
+    (one,) = shell.json("keys", "list")
+    assert (one["name"], one["user"], one["limits"], one["models"], one["team"]) == ("bob", "bob", "default", "chat", "red")
+    shell.type("keys", "change", id, "--expires", "never", "--models", "")
+    assert (shell.json("keys", "list")[0]["expires"], shell.json("keys", "list")[0]["models"]) == ("-", "all")
+    assert "keys" in shell.refused("teams", "delete", "red")
+    shell.type("keys", "revoke", id)
+    assert "revoked" in shell.refused("keys", "change", id, "--name", "x")
+    shell.type("teams", "delete", "red")
+
+
+def test_usage_equals_the_ledger(shell: Shell) -> None:
+    shell.json("keys", "list")
+    now_us = time.time_ns() // 1000
+    rows = [
+        row(f"r{n}", admitted_us=now_us - n * 10**9, team_id=("red", "=cmd")[n % 2], output_tokens=n, cost_nusd=n * 7 + 1)
+        for n in range(20)
+    ]
+
+    async def store() -> None:
+        engine = connect(f"sqlite+aiosqlite:///{shell.file.parent / 'var' / 'gateway.db'}")
+        await store_rows(engine, rows)
+        await engine.dispose()
+
+    asyncio.run(store())
+    found = shell.json("usage", "--by", "team")
+    assert sum(one["cost_nusd"] for one in found) == sum(one.cost_nusd for one in rows)
+    assert sum(one["requests"] for one in found) == 20
+    assert [one["team"] for one in shell.json("usage", "--by", "team", "--team", "red")] == ["red"]
+    table = list(csv.DictReader(io.StringIO(shell.type("usage", "--by", "team,model", "--csv"))))
+    assert sum(int(one["output_tokens"]) for one in table) == sum(one.output_tokens for one in rows)
+    assert {one["team"] for one in table} == {"red", "'=cmd"}, "a spreadsheet must not take a name for a formula"
+    assert "OUTPUT_TOKENS" in shell.type("usage", "--by", "day")
+    assert shell.type("usage", "--until", "2001-01-01") == "nothing was used in this time\n"
