@@ -63,6 +63,12 @@ def cpu_us(samples: Samples, scenario: str, target: str) -> float | None:
     return median(samples.get(scenario, {}).get(target, []), lambda s: s.cpu_us(unit))
 
 
+def least_cpu_us(samples: Samples, scenario: str, target: str) -> float | None:
+    """The round that others disturbed least; None when it was not run."""
+    values = [s.cpu_us(SCENARIOS[scenario].unit) for s in samples.get(scenario, {}).get(target, [])]
+    return min((v for v in values if v is not None), default=None)
+
+
 def loaded(samples: Samples, scenario: str, target: str, field: str) -> float | None:
     """Median of one field of the load generator; None when it was not run."""
     return median(samples.get(scenario, {}).get(target, []), lambda s: float(s.load[field]))
@@ -95,6 +101,8 @@ def errors(samples: Samples) -> list[str]:
 def _cpu_ratio(samples: Samples, scenario: str, name: str, bar: float | None, target: float | None) -> Figure:
     ours, anchor = cpu_us(samples, scenario, "gateway"), cpu_us(samples, scenario, "nginx")
     note = "" if ours is None else f"{ours:,.1f} µs" + ("" if anchor is None else f" to {anchor:,.1f} µs")
+    least = ratio(least_cpu_us(samples, scenario, "gateway"), least_cpu_us(samples, scenario, "nginx"))
+    note += "" if least is None else f"; of the best rounds {least:.1f}"
     return Figure(name=name, unit="x nginx", value=ratio(ours, anchor), bar=bar, target=target, note=note)
 
 
