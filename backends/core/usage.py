@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+#: Token counts from here on are nonsense, whoever tells them.
+ABSURD = 10**9
 UsageSource = Literal["reported", "counted", "estimated"]
 
 

@@ -21,7 +21,7 @@ from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, UpstreamProtocol
 from backends.core.events import Candidate, Event, Failure, Finish, FinishReason, Started, TextDelta, TokenLogprob
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Prompt, Tool
-from backends.core.usage import Usage
+from backends.core.usage import ABSURD, Usage
 from backends.dialects.openai_compatible import Quirks, encode_message, encode_tool
 from backends.dialects.openai_embeddings import embedding_events
 from backends.parsing import failures
@@ -260,7 +260,7 @@ class _Completions:
         prompt = sum(final.tokens_evaluated for final in firsts)
         output = sum(final.tokens_predicted for final in self._finals.values())
         cached = sum(final.timings.cache_n for final in firsts if final.timings)
-        if prompt <= 0 or output < 0 or (output == 0 and self._begun):
+        if not 0 < prompt < ABSURD or not 0 <= output < ABSURD or (output == 0 and self._begun):
             return None
         return Usage(prompt, output, cached if 0 <= cached <= prompt else 0)
 

@@ -18,7 +18,7 @@ from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, BadRequest, UnsupportedParameter
 from backends.core.events import Event, Failure, Finish, FinishReason, ReasoningDelta, Started, TextDelta
 from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt
-from backends.core.usage import Usage
+from backends.core.usage import ABSURD, Usage
 from backends.dialects.openai_compatible import encode_tool
 from backends.dialects.openai_embeddings import embedding_events
 from backends.parsing import failures
@@ -257,9 +257,10 @@ class _Generations:
             out.append(failures.truncated("done without a reason: the runner went away"))
             return
         out.append(Finish("tool_calls" if self._calls.count else _FINISH.get(record.done_reason, "stop")))
-        counted = record.prompt_eval_count > 0 and record.eval_count >= (1 if self._begun else 0)
-        if counted or record.done_reason in ("load", "unload"):
-            out.append(Usage(max(record.prompt_eval_count, 0), max(record.eval_count, 0)))
+        prompt, output = max(record.prompt_eval_count, 0), max(record.eval_count, 0)
+        counted = prompt > 0 and output >= (1 if self._begun else 0)
+        if (counted or record.done_reason in ("load", "unload")) and max(prompt, output) < ABSURD:
+            out.append(Usage(prompt, output))
 
     def _fail(self, failure: Failure, out: list[Event]) -> None:
         self._ended = True
@@ -302,5 +303,5 @@ class _Embeddings:
             if failures.envelope(body).message:
                 return [failures.event(failures.stream_failure(body, begun=False))]
             return [failures.protocol("no embeddings", body)]
-        usage = Usage(answer.prompt_eval_count, 0) if answer.prompt_eval_count > 0 else None
+        usage = Usage(answer.prompt_eval_count, 0) if 0 < answer.prompt_eval_count < ABSURD else None
         return embedding_events(vectors, self._job, answer.model, usage)

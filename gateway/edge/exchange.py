@@ -14,6 +14,19 @@ from gateway.edge.cycle import Cycle
 
 _STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _COMMENT = b":\n\n"
+#: What a 429 or a 503 says when nobody knows how long the wait will be, for instance a server that named no time.
+RETRY_MS = 1000
+
+
+def retry_headers(error: GatewayError) -> list[tuple[bytes, bytes]]:
+    """`retry-after` (whole seconds, rounded up) and `retry-after-ms` of an error; of every 429 and 503."""
+    wait_ms = error.retry_after_ms
+    if wait_ms is None:
+        if error.status not in (429, 503):
+            return []
+        wait_ms = RETRY_MS
+    wait_ms = max(wait_ms, 1)
+    return [(b"retry-after", b"%d" % -(-wait_ms // 1000)), (b"retry-after-ms", b"%d" % wait_ms)]
 
 
 class UnsupportedEncoding(BadRequest):
@@ -108,10 +121,7 @@ class HttpExchange:
             self._cycle.close(body)  # the framing is whole: the connection may serve the client's next request
             return
         headers = [(b"content-type", b"application/json"), *self.response_headers]
-        if error.retry_after_ms is not None:
-            wait_ms = max(error.retry_after_ms, 1)
-            headers.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
-            headers.append((b"retry-after-ms", b"%d" % wait_ms))
+        headers += retry_headers(error)
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         self._cycle.respond(error.status, headers, body)

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from backends.core.errors import GatewayError, InternalError
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import Principal
+from gateway.edge.exchange import retry_headers
 from gateway.edge.openapi import docs_page, document
 from gateway.protocols.openai_errors import envelope, render
 
@@ -174,7 +175,9 @@ def _health(app: FastAPI, parts: WebParts) -> None:
 
 def _errors(app: FastAPI) -> None:
     def answer(error: GatewayError) -> Response:
-        headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+        headers = {name.decode(): value.decode() for name, value in retry_headers(error)}
+        if error.status == 401:
+            headers["www-authenticate"] = "Bearer"
         return Response(render(error, in_stream=False), error.status, headers, "application/json")
 
     @app.exception_handler(GatewayError)

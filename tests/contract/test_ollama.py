@@ -123,3 +123,10 @@ def test_embeddings() -> None:
     assert events == [Started("e"), *vectors, Usage(4, 0)]
     assert isinstance(decode(OURS, job, [b'{"error":"no"}'])[0], Failure)
     assert isinstance(decode(OURS, job, [b'{"embeddings":[[1]]}'])[0], Failure)
+
+
+@pytest.mark.parametrize("count", [-1, 10**9, 10**18])
+def test_counts_that_cannot_be_true_are_no_usage(count: int) -> None:
+    line = b'{"message":{"content":"a"}}\n'
+    done = b'{"done":true,"done_reason":"stop","prompt_eval_count":%d,"eval_count":2}' % count
+    assert not any(isinstance(event, Usage) for event in decode(OURS, CHAT, [line, done]))

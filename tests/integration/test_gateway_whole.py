@@ -230,6 +230,12 @@ async def test_a_request_whose_body_comes_after_a_reload_still_finds_its_deploym
     assert (answer.status_code, answer.json().get("error")) == (200, None)
 
 
+async def test_an_overloaded_upstream_that_names_no_time_is_a_503_that_does(gateway):
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}) as http:
+        answer = await http.post(gateway.url + "/v1/chat/completions", json=ask("words-4-status-429"))
+    assert (answer.status_code, answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (503, "1", "1000")
+
+
 async def test_sigterm_lets_a_stream_end(gateway):
     sdk = client(gateway)
     stream = await sdk.chat.completions.create(**ask("words-40-d20", stream=True))

@@ -112,6 +112,21 @@ async def test_health() -> None:
         assert answer.json() == {"status": "not_ready", "reasons": {"redis": "no answer"}}
 
 
+async def test_every_503_says_when_to_come_again() -> None:
+    class Out(GatewayError):
+        status = 503
+
+    class Away(Keys):
+        async def authenticate(self, headers: Sequence[tuple[bytes, bytes]], now_us: int) -> Principal:
+            raise Out("Keys cannot be checked.", retry_after_ms=2500 if dict(headers).get(b"authorization") else None)
+
+    parts = WebParts(auth=Away(), now_us=lambda: 7, snapshot=lambda: SNAPSHOT, not_ready=dict)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(web_app(parts)), base_url="http://gateway") as http:
+        told, untold = await http.get("/v1/models", headers=key("x")), await http.get("/v1/models")
+    assert (told.headers["retry-after"], told.headers["retry-after-ms"]) == ("3", "2500")
+    assert (untold.headers["retry-after"], untold.headers["retry-after-ms"]) == ("1", "1000")
+
+
 async def test_metrics_only_with_the_token() -> None:
     async with client() as http:
         assert (await http.get("/metrics")).status_code == 404
