@@ -180,7 +180,7 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
             snapshot = parse(data, file).snapshot
 
     def cost_of(row: LedgerRow) -> int:
-        return cost_bound_nusd(Usage(row.input_tokens, row.output_tokens), snapshot.models.get(row.model))
+        return cost_bound_nusd(Usage(row.input_tokens, row.output_tokens), snapshot.models.get(row.model), row.admitted_us)
 
     async def main(line: Line) -> None:
         attach(log, log_style(configuration))

@@ -9,8 +9,10 @@ from pydantic import BaseModel, Field
 
 from gateway.admin.caller import AdminParts, Caller, calling
 from gateway.admin.errors import ReadOnly
+from gateway.admin.shapes import instant
 from gateway.config.shown_limits import usd_per_million
-from gateway.domain.route import Price
+from gateway.domain.money import price_at
+from gateway.domain.route import Deployment, Price
 
 
 class PriceView(BaseModel):
@@ -18,6 +20,8 @@ class PriceView(BaseModel):
 
     object: Literal["price"] = "price"
     deployment: str
+    valid_from: str | None = Field(default=None, description="of admission; null: before any other")
+    now: bool = Field(description="whether requests that are admitted now cost this")
     models: list[str] = Field(description="public names of the models that it serves")
     input: str
     cached_input: str
@@ -47,7 +51,10 @@ def router(parts: AdminParts) -> APIRouter:
                 for tier in route.tiers:
                     for one in tier:
                         serves.setdefault(one.id, set()).add(route.name)
-        return PriceList(data=[_view(id, sorted(serves[id]), snapshot.deployments[id].price) for id in sorted(serves)])
+        now_us = parts.now_us()
+        return PriceList(
+            data=[one for id in sorted(serves) for one in _views(snapshot.deployments[id], sorted(serves[id]), now_us)]
+        )
 
     @routes.put("/admin/v1/prices/{deployment:path}")
     async def set_price(deployment: str, caller: Caller = called) -> PriceView:  # noqa: ARG001  # all are the file's
@@ -58,11 +65,19 @@ def router(parts: AdminParts) -> APIRouter:
     return routes
 
 
-def _view(id: str, models: list[str], price: Price) -> PriceView:
-    return PriceView(
-        deployment=id,
-        models=models,
-        input=usd_per_million(price.input),
-        cached_input=usd_per_million(price.cached_input),
-        output=usd_per_million(price.output),
-    )
+def _views(deployment: Deployment, models: list[str], now_us: int) -> list[PriceView]:
+    """All prices of a deployment, by the instant from which they hold."""
+    present = price_at(deployment, now_us)
+    dated: list[tuple[int | None, Price]] = [(None, deployment.price), *deployment.later_prices]
+    return [
+        PriceView(
+            deployment=deployment.id,
+            valid_from=instant(from_us),
+            now=price is present,
+            models=models,
+            input=usd_per_million(price.input),
+            cached_input=usd_per_million(price.cached_input),
+            output=usd_per_million(price.output),
+        )
+        for from_us, price in dated
+    ]

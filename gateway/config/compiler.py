@@ -140,6 +140,7 @@ class Compiler:
             max_in_flight=self._in_flight(entry),
             timeouts=Timeouts(**entry.timeouts.model_dump()),
             price=_price(entry.price),
+            later_prices=self._later_prices(path, entry),
             keepalive_s=entry.keepalive_s,
             template=self._jinja((*path, "template"), entry.template),
             template_stops=FAMILIES[builtin].stops if (builtin := _builtin(entry.template)) in FAMILIES else (),
@@ -152,6 +153,13 @@ class Compiler:
         """The stated bound; an engine gets one request more than it has slots, so that waiting is the gate's: fair."""
         engine = self._dynamic.engines.get(entry.engine) if entry.engine is not None else None
         return engine.slots + 1 if engine is not None and entry.max_in_flight is None else entry.max_in_flight
+
+    def _later_prices(self, path: KeyPath, entry: DeploymentEntry) -> tuple[tuple[int, Price], ...]:
+        dated = [(_micros(one.valid_from), _price(one)) for one in entry.prices]
+        for number, (at, _) in enumerate(dated):
+            if at in [other for other, _ in dated[:number]]:
+                self._report((*path, "prices", number, "valid_from"), "two prices begin at this instant", "remove one of them")
+        return tuple(sorted(dated, key=lambda one: one[0]))
 
     def _place(self, path: KeyPath, entry: DeploymentEntry) -> None:
         """Exactly one place: a local engine, or a remote server."""

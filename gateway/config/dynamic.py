@@ -166,6 +166,12 @@ class PriceEntry(Entry):
     output: Usd = Field(default=Decimal(0), description="USD per million output tokens")
 
 
+class LaterPrice(PriceEntry):
+    """What a deployment's tokens cost from an instant on."""
+
+    valid_from: Instant = Field(description="date, or date and time, of admission from which it holds; UTC without a zone")
+
+
 class CapabilitiesEntry(Entry):
     """Corrections to what a deployment's dialect and quirks declare."""
 
@@ -200,6 +206,9 @@ class DeploymentEntry(Entry):
     )
     timeouts: TimeoutsEntry = Field(default_factory=TimeoutsEntry, description="how long it may take")
     price: PriceEntry = Field(default_factory=PriceEntry, description="what its tokens cost")
+    prices: tuple[LaterPrice, ...] = Field(
+        default=(), max_length=256, description="later prices, each from its `valid_from` on; before the first `price` holds"
+    )
     keepalive_s: float = Field(
         default=4, ge=0, le=3600, description="seconds that an idle connection to it is kept for the next request"
     )

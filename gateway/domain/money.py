@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.core.usage import Usage
-from gateway.domain.route import Price, Route
+from gateway.domain.route import Deployment, Price, Route
 
 PICO_PER_NANO = 1000
 #: 1 USD per million tokens, in pico-USD per token.
@@ -17,7 +17,17 @@ def cost_nusd(usage: Usage, price: Price) -> int:
     return -(-pico // PICO_PER_NANO)
 
 
-def cost_bound_nusd(usage: Usage, route: Route | None) -> int:
+def price_at(deployment: Deployment, admitted_us: int) -> Price:
+    """What a deployment's tokens cost a request that was admitted at this instant (µs UTC)."""
+    price = deployment.price
+    for from_us, later in deployment.later_prices:
+        if from_us > admitted_us:
+            break
+        price = later
+    return price
+
+
+def cost_bound_nusd(usage: Usage, route: Route | None, admitted_us: int) -> int:
     """What an answer costs at most, in nano-USD, when nobody knows which deployment gave it; 0 without a route."""
     deployments = [one for tier in route.tiers for one in tier] if route is not None else []
-    return max((cost_nusd(usage, one.price) for one in deployments), default=0)
+    return max((cost_nusd(usage, price_at(one, admitted_us)) for one in deployments), default=0)

@@ -35,7 +35,8 @@ class Deployment(msgspec.Struct, frozen=True):
     """One place that serves an upstream model: a remote server (`dialect`, `base_url`) or a local `engine`.
 
     `credential` is a resolved secret; `__repr__` never shows it. `adds` and `lacks` correct the dialect's declared
-    capabilities. `max_in_flight`: None = unbounded. `keepalive_s`: how long an idle upstream connection is kept.
+    capabilities. `later_prices`: (µs UTC from which it holds, price), by instant; before the first `price` holds.
+    `max_in_flight`: None = unbounded. `keepalive_s`: how long an idle upstream connection is kept.
     `template_stops`: strings that end an answer under its chat template. `options`: what the dialect wants to know of
     this server beyond its quirks.
     """
@@ -53,6 +54,7 @@ class Deployment(msgspec.Struct, frozen=True):
     max_in_flight: int | None = None
     timeouts: Timeouts = Timeouts()
     price: Price = Price()
+    later_prices: tuple[tuple[int, Price], ...] = ()
     keepalive_s: float = 4.0
     template: str = ""
     template_stops: tuple[str, ...] = ()

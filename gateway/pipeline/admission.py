@@ -8,6 +8,7 @@ import msgspec
 
 from backends.core.errors import GatewayError
 from backends.core.request import GenerationRequest
+from gateway.domain.money import price_at
 from gateway.domain.principal import LimitSpec
 from gateway.domain.route import Price, Route
 from gateway.limits.rules import (
@@ -34,6 +35,8 @@ from gateway.protocols.contract import Call
 #: How often the rules are made anew because a calendar period ended under way; more would mean a leaping clock.
 _PERIOD_TRIES = 3
 _FREE = Price()
+#: A price that begins between here and the admission's instant is reserved for too.
+_PRICE_AHEAD_US = 60_000_000
 
 
 async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
@@ -55,7 +58,7 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     tally.input_counted = counter is not None
     tally.input_estimate = input_bound(call) if counter is None else await counter.bound(call)
     call = msgspec.structs.replace(call, job=with_defaults(call.job, route.defaults))
-    demand = _demand(call, tally.input_estimate, _price(route, limits))
+    demand = _demand(call, tally.input_estimate, _price(route, limits, house))
     ours = may_lower = False
     if isinstance(call.job, GenerationRequest):
         stated = call.options.stated_cap
@@ -112,11 +115,13 @@ def _demand(call: Call, prompt: int, price: Price) -> Demand:
     return Demand(prompt, price=price, input_param="input")
 
 
-def _price(route: Route, limits: Sequence[LimitSpec]) -> Price:
-    """The highest price of the route, where a limit asks for money."""
+def _price(route: Route, limits: Sequence[LimitSpec], house: House) -> Price:
+    """The highest price of the route now or in a moment, where a limit asks for money."""
     if not any(spec.unit == "nusd" for spec in limits):
         return _FREE
-    return ceiling(one.price for tier in route.tiers for one in tier)
+    now_us = house.limits.now_us()
+    instants = (now_us, now_us + _PRICE_AHEAD_US)
+    return ceiling(price_at(one, at) for tier in route.tiers for one in tier for at in instants)
 
 
 def _capped(call: Call, demand: Demand, cap: int, tally: Tally) -> tuple[Call, Demand]:

@@ -33,7 +33,8 @@ CONFIG = f"""
 deployments:
   near:
     {{dialect: openai_compatible, base_url: http://127.0.0.1:9/v1, model: m,
-     price: {{input: 2.5, cached_input: 0.25, output: 10}}}}
+     price: {{input: 2.5, cached_input: 0.25, output: 10}},
+     prices: [{{valid_from: 2023-11-01, input: 3}}, {{valid_from: 2030-01-01, input: 4}}]}}
   far: {{dialect: openai_compatible, base_url: http://127.0.0.1:9/v1, model: m}}
 models:
   chat: {{tiers: [[near], [far]], aliases: [gpt-4o-mini]}}
@@ -359,9 +360,15 @@ async def test_usage_equals_the_ledger_and_a_team_sees_its_own(office: Office) -
 
 async def test_prices_are_shown_exactly(office: Office) -> None:
     found = (await office.good("GET", A + "/prices?model=gpt-4o-mini", role="viewer"))["data"]
-    near = next(one for one in found if one["deployment"] == "near")
-    assert (near["input"], near["cached_input"], near["output"], near["models"]) == ("2.5", "0.25", "10", ["chat"])
-    assert len((await office.good("GET", A + "/prices"))["data"]) == 2
+    near = [one for one in found if one["deployment"] == "near"]
+    assert [(one["valid_from"], one["now"]) for one in near] == [
+        (None, False), ("2023-11-01T00:00:00Z", True), ("2030-01-01T00:00:00Z", False),
+    ]  # fmt: skip
+    assert [(one["input"], one["cached_input"], one["output"]) for one in near] == [
+        ("2.5", "0.25", "10"), ("3", "3", "0"), ("4", "4", "0"),
+    ]  # fmt: skip
+    assert {tuple(one["models"]) for one in near} == {("chat",)}
+    assert len((await office.good("GET", A + "/prices"))["data"]) == 4
 
 
 async def test_no_json_and_too_deep_json_are_400(office: Office) -> None:

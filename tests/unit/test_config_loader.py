@@ -333,6 +333,8 @@ def test_models_are_cross_checked(models: str, key: str, words: str) -> None:
     [
         (", engine: e", "dialect"),
         (", price: {input: -1}", "price.input"),
+        (", prices: [{input: 1}]", "prices[0].valid_from"),
+        (", prices: [{valid_from: 2026-12-01}, {valid_from: 2026-12-01T00:00:00Z}]", "prices[1].valid_from"),
         (", price: {input: 0.0000001}", "price.input"),
         (", credential: sk-literal-canary", "credential"),
         (", credential: env:NOT_THERE_AT_ALL", "credential"),
