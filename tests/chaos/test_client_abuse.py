@@ -44,7 +44,7 @@ async def others_live_on(gateway: GatewayProcess):  # type: ignore[no-untyped-de
     assert (await client.answer())[0] == 200
     client.leave()
     assert gateway.events("bug") == []
-    assert gateway.events("process_ended") == []
+    assert gateway.events("process_died") == []
 
 
 def post(body: bytes, *more: bytes, path: bytes = b"/v1/chat/completions") -> bytes:
