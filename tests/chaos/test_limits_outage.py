@@ -8,7 +8,7 @@ import redis
 import redis.asyncio
 
 from gateway.domain.settlement import Progress, Rule, Settlement
-from gateway.domain.usage_stream import PREFIX, ROW, STREAM, unpack_row
+from gateway.domain.usage_stream import COMMITTED, PREFIX, ROW, STREAM, unpack_row
 from gateway.limits.commands import LIVE, counter_key, reservation_key
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.spool import Spool
@@ -152,12 +152,15 @@ async def test_killed_and_restarted_empty_running_requests_are_charged_again_and
 
 
 async def test_flushall_under_running_requests_charges_them_again_and_keeps_their_rows(own_redis):
-    """Counters begin at zero, quotas too: what is running is charged again, what was settled before is forgotten."""
+    """Counters begin at zero, quotas too: what is running, and what SQL has not taken yet, is charged again."""
     ends_us = wall_us() + 3_600_000_000
     budget = (Rule("t:nusd:2026-11", "quota", "nusd", 1000, 3_600_000, 100, ends_us=ends_us),)
     async with make(own_redis) as store:
-        old = await store.admit("old", budget, row("old"), LEASE)
-        await store.settle(Settlement(old, (70,), row("old", outcome="ok")))
+        for id, used_up in (("in sql", 500), ("old", 70)):
+            old = await store.admit(id, budget, row(id), LEASE)
+            await store.settle(Settlement(old, (used_up,), row(id, outcome="ok")))
+            with redis.Redis.from_url(own_redis.url) as client:
+                client.setnx(COMMITTED, client.xrange(STREAM)[0][0])  # as the ledger does after its commit of the first row
         running = await store.admit("running", budget, row("running"), LEASE)
         with redis.Redis.from_url(own_redis.url) as client:
             client.flushall()
@@ -166,9 +169,9 @@ async def test_flushall_under_running_requests_charges_them_again_and_keeps_thei
             assert fresh.states[0].remaining == 900
             assert await store.settle(Settlement(running, (40,), row("running", outcome="ok")))
             assert not await store.settle(Settlement(running, (40,), row("running", outcome="ok")))
-            assert int(client.get(counter_key("t:nusd:2026-11"))) == 140
+            await until(lambda: int(client.get(counter_key("t:nusd:2026-11"))) == 100 + 40 + 70)
             assert 0 < client.pttl(counter_key("t:nusd:2026-11")) <= 3_600_000
-            assert [unpack_row(entry[ROW.encode()]).id for _, entry in client.xrange(STREAM)] == ["running"]
+            assert {unpack_row(entry[ROW.encode()]).id for _, entry in client.xrange(STREAM)} == {"running", "old"}
 
 
 @pytest.mark.parametrize("poison", ["abc", "-7", "1.5", "nan"])
