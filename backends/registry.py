@@ -40,6 +40,8 @@ _TEXT_ONLY = (
     | {"n", "logprobs", "embeddings", "dimensions", "token_input", "image_url"}
     | {"response_format.json_object", "response_format.json_schema"}
 )
+#: Of servers whose own default ends an answer after a few tokens.
+_CAPPED = frozenset({"needs_output_cap"})
 _LLAMA = LOCAL_SAMPLING - {"min_tokens"}
 _EOS_TEXTS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<end_of_turn>")
 
@@ -137,7 +139,7 @@ _QUIRKS = (
         lacks=_NO_SUFFIX | {"embeddings"},
     ),
     # npuichigo's proxy before Triton: `n` would become the beam width, usage is all zeros, `stop` must be a list.
-    Quirks("openai_trtllm", lacks=_TEXT_ONLY | {"logit_bias"}, string_content=True, stream_usage=False),
+    Quirks("openai_trtllm", adds=_CAPPED, lacks=_TEXT_ONLY | {"logit_bias"}, string_content=True, stream_usage=False),
     # Samplers are fixed when it starts; errors come under 200; usage without the prompt; other reasons say `system`.
     Quirks(
         "mbase",
@@ -154,7 +156,7 @@ _QUIRKS = (
     # single token would be deleted from the text instead of ending it.
     Quirks(
         "mesolitica",
-        adds=frozenset({"top_k", "repetition_penalty"}),
+        adds=frozenset({"top_k", "repetition_penalty"}) | _CAPPED,
         lacks=_TEXT_ONLY | {"completions", "seed", "presence_penalty", "frequency_penalty", "logit_bias"},
         spelling=(("stop", ""),),
         terminator="close",

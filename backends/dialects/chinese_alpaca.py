@@ -23,7 +23,7 @@ from backends.dialects.text_answers import Form, Piece, TextDecoder
 from backends.parsing import failures
 
 CAPABILITIES: Capabilities = frozenset(
-    {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop"}
+    {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop", "needs_output_cap"}
 )
 _END_MARK = re.compile(r"\s*<[/\\]s>\s*\Z")
 

@@ -25,6 +25,7 @@ from backends.parsing import failures
 
 CAPABILITIES: Capabilities = frozenset(
     {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "frequency_penalty"}
+    | {"needs_output_cap"}
 )
 _HEADERS: Mapping[str, str] = {"content-type": "application/json", "x-api-host": "afs-inference"}
 _NAMES = {

@@ -26,7 +26,7 @@ from backends.parsing.failures import Envelope
 
 _SHARED = frozenset(
     {"chat", "completions", "token_input", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "repetition_penalty"}
-) | {"ignore_eos", "min_tokens"}
+) | {"ignore_eos", "min_tokens", "needs_output_cap"}
 CAPABILITIES: Capabilities = _SHARED | {
     *("n", "seed", "logit_bias", "frequency_penalty", "presence_penalty", "grammar"),
     *("response_format.json_object", "response_format.json_schema"),

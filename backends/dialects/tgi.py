@@ -25,7 +25,7 @@ from backends.parsing import failures
 
 CAPABILITIES: Capabilities = frozenset({
     *("chat", "completions", "max_tokens", "temperature", "top_p", "stop", "seed", "frequency_penalty", "top_k"),
-    *("typical_p", "repetition_penalty", "logprobs", "response_format.json_schema"),
+    *("typical_p", "repetition_penalty", "logprobs", "response_format.json_schema", "needs_output_cap"),
 })  # fmt: skip
 _NAMES = {
     "max_tokens": "max_new_tokens", "seed": "seed", "frequency_penalty": "frequency_penalty",

@@ -14,7 +14,8 @@ from gateway.routing.breaker import Breaker
 from gateway.routing.eligibility import eligible
 from gateway.routing.policies import POLICIES
 
-#: A dialect or engine that would generate without end declares this: its jobs always carry an output cap.
+#: A dialect or engine that would generate without end, or stop after a few tokens, unless it is told declares this: its
+#: jobs always carry an output cap.
 NEEDS_OUTPUT_CAP = "needs_output_cap"
 #: What a breaker does not count: the client's fault, or a place that is well but busy.
 _NOT_ILL = frozenset({"rejected", "overloaded"})
