@@ -29,6 +29,9 @@ from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
 from backends.dialects.tei import Tei
 from backends.dialects.tgi import Tgi
 from backends.dialects.triton import Triton, TritonOptions
+from backends.parsing.think import THINK_TAGS, Tags
+from backends.parsing.toolcalls.families import TOOL_SYNTAXES
+from backends.parsing.toolcalls.machine import Syntax
 from backends.remote.rendering import PromptServer
 
 _NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
@@ -232,6 +235,11 @@ ENGINES: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Families whose tool calls, and whose thoughts, can be read out of text.
+TOOL_FAMILIES: Mapping[str, Syntax] = TOOL_SYNTAXES
+THINK_FAMILIES: Mapping[str, Tags] = THINK_TAGS
+
+
 def dialect(name: str, quirks: str = "", options: Mapping[str, object] = NO_OPTIONS) -> Dialect:
     """The dialect of that name, with that server's quirks and options.
 
@@ -275,6 +283,24 @@ def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilitie
     if kind not in _GENERATES:
         raise ValueError(f"unknown engine kind {kind!r}; known: {', '.join(sorted(_GENERATES))}")
     return _EMBEDS if options.get("embedding") else _GENERATES[kind]
+
+
+def tool_syntax(family: str) -> Syntax | None:
+    """How that family of models writes tool calls; None for "" (none stated).
+
+    Raises:
+        KeyError: unknown family.
+    """
+    return TOOL_FAMILIES[family] if family else None
+
+
+def think_tags(family: str) -> Tags | None:
+    """What is around that family's thoughts; None for "" (none stated).
+
+    Raises:
+        KeyError: unknown family.
+    """
+    return THINK_FAMILIES[family] if family else None
 
 
 def _quirks(name: str) -> Quirks:

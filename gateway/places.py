@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from backends import registry
 from backends.core.capabilities import Capabilities
@@ -10,6 +10,7 @@ from backends.core.contracts import Backend, Dialect
 from backends.engines.client import EngineClient
 from backends.remote.backend import RemoteBackend, Renderer
 from backends.remote.fanout import FanOut
+from backends.remote.interpreting import Interpreting, gives
 from backends.remote.origin import Credential, Origin, tls_context
 from backends.remote.pool import HttpPool
 from backends.remote.rendering import ServerRenderer, TemplateRenderer
@@ -47,8 +48,9 @@ class Backends:
         """The backend of a deployment and what it can do, the deployment's own corrections included."""
         if deployment.engine:
             spec = self._specs[deployment.engine]
-            can = registry.engine_capabilities(spec.kind, spec.options)
-            return self.engine(deployment.engine), (can | deployment.adds) - deployment.lacks
+            client = self.engine(deployment.engine)
+            can = _corrected(registry.engine_capabilities(spec.kind, spec.options), deployment)
+            return _interpreted(client, deployment, lambda: str(client.describe().get("prompt_tail", ""))), can
         return self._remote(deployment)
 
     async def aclose(self, backends: Iterable[Backend]) -> None:
@@ -70,26 +72,45 @@ class Backends:
         )
         limits = deployment.timeouts
         timeouts = Timeouts(connect_s=limits.connect_s, idle_s=limits.idle_s, total_s=limits.total_s)
-        can = (dialect.capabilities | deployment.adds) - deployment.lacks
-        inner = RemoteBackend(
+        can = _corrected(dialect.capabilities, deployment)
+        template = ChatTemplate(deployment.template) if deployment.template else None
+        inner: Backend = RemoteBackend(
             dialect,
             transport,
             capabilities=can,
             params=deployment.params,
             timeouts=timeouts,
-            render=_renderer(dialect, deployment, transport, timeouts),
+            render=_renderer(dialect, template, transport, timeouts),
             stops=deployment.template_stops,
         )
-        if "n" in can:
-            return inner, can
-        return FanOut(inner), can | {"n"}
+        if "n" not in can:
+            inner, can = FanOut(inner), can | {"n"}
+        tail = template.tail if template is not None else ""
+        return _interpreted(inner, deployment, lambda: tail), can
 
 
-def _renderer(dialect: Dialect, deployment: Deployment, transport: HttpPool, timeouts: Timeouts) -> Renderer | None:
+def _corrected(can: Capabilities, deployment: Deployment) -> Capabilities:
+    """With what reading its text gives, and the deployment's own corrections."""
+    return (can | gives(can, registry.tool_syntax(deployment.tools)) | deployment.adds) - deployment.lacks
+
+
+def _interpreted(inner: Backend, deployment: Deployment, tail: Callable[[], str]) -> Backend:
+    """With its text read for tool calls and thoughts, where the configuration says in whose way. `tail`: the prompt's end."""
+    syntax, tags = registry.tool_syntax(deployment.tools), registry.think_tags(deployment.thinking)
+    if syntax is None and tags is None:
+        return inner
+    begin = tags.begin if tags is not None else ""
+
+    def opened() -> bool:
+        return bool(begin) and tail().rstrip().endswith(begin)
+
+    return Interpreting(inner, syntax=syntax, tags=tags, opened=opened)
+
+
+def _renderer(dialect: Dialect, template: ChatTemplate | None, transport: HttpPool, timeouts: Timeouts) -> Renderer | None:
     """How the dialect's prompts are rendered; None for dialects that take messages."""
     if not dialect.needs_prompt:
         return None
-    template = ChatTemplate(deployment.template) if deployment.template else None
     server = registry.prompt_server(dialect.name)
     if server is not None:
         return ServerRenderer(server, dialect, transport, timeouts, template)

@@ -14,13 +14,15 @@ from backends.core.events import ToolCallDelta
 class CallIds:
     """The ids given out within one answer. Ids of ours are `call_<n>`: no randomness, the same for the same answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        """`first`: the number of the first id of ours."""
         self._used: set[str] = set()
+        self._first = first
 
     def claim(self, wanted: str) -> str:
         """The backend's id when it is the first to bear it, else one of ours."""
         if not wanted or wanted in self._used:
-            number = len(self._used)
+            number = self._first + len(self._used)
             while (wanted := f"call_{number}") in self._used:
                 number += 1
         self._used.add(wanted)

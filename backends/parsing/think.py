@@ -18,10 +18,11 @@ _MAX_BLANK = 4096
 
 
 class Tags(NamedTuple):
-    """What is around the thoughts."""
+    """What is around the thoughts. `opened`: the family's template always writes the first itself."""
 
     begin: str
     end: str
+    opened: bool = False
 
 
 _THINK = Tags("<think>", "</think>")
@@ -30,6 +31,7 @@ THINK_TAGS: Mapping[str, Tags] = MappingProxyType(
     {
         "qwen": _THINK,
         "deepseek": _THINK,
+        "opened": Tags("<think>", "</think>", opened=True),
         "mistral": Tags("[THINK]", "[/THINK]"),
         "seed": Tags("<seed:think>", "</seed:think>"),
         "cohere": Tags("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -43,7 +45,7 @@ class ThinkSplitter:
     def __init__(self, tags: Tags, *, opened: bool = False, choice: int = 0) -> None:
         """`opened`: the prompt ended with the opening tag, so that the text begins inside it; one of its own is left out."""
         self._tags = tags
-        self._opened = opened
+        self._opened = opened or tags.opened
         self._choice = choice
         self._state = "begin"
         self._held = ""

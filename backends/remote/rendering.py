@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from backends.core.contracts import Dialect, UpstreamRequest
-from backends.core.errors import UpstreamProtocol
+from backends.core.errors import UnsupportedParameter, UpstreamProtocol
 from backends.core.request import GenerationRequest, Job, Message, Prompt, Text, Tool
 from backends.remote.transport import Response, Timeouts, Transport
 from backends.templates.conversation import Marker
@@ -60,6 +60,8 @@ class TemplateRenderer:
             BadRequest: the template refuses these messages.
         """
         assert isinstance(job, GenerationRequest)
+        if job.tools and not self._template.takes_tools:
+            raise UnsupportedParameter("This model's chat template does not show tools to the model.", param="tools")
         return (Prompt(self._template.render(job.messages, job.tools)),)
 
 

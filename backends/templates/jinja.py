@@ -32,6 +32,7 @@ MAX_SOURCE = 1024 * 1024
 MAX_OUTPUT = 64 * 1024 * 1024
 _MAX_PRODUCT = 1024 * 1024
 _PROBE = Text("a probing sentence")
+_TOOL = Tool("a_probing_tool", "probes", msgspec.Raw(b'{"type": "object", "properties": {}}'))
 
 
 class Segment(msgspec.Struct, frozen=True, gc=False):
@@ -165,6 +166,22 @@ class ChatTemplate:
         if not balanced or "".join(piece.text for piece in segments) != whole:
             raise BadRequest("These messages hold text that this model's chat template cannot carry safely.", param="messages")
         return tuple(segments)
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template shows tools to the model."""
+        try:
+            return _TOOL.name in self.render((Message("user", (_PROBE,)),), (_TOOL,))
+        except BadRequest:
+            return False
+
+    @property
+    def tail(self) -> str:
+        """How a conversation's prompt ends: at most 64 characters, "" when a plain question is refused."""
+        try:
+            return self.render((Message("user", (_PROBE,)),))[-64:]
+        except BadRequest:
+            return ""
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Tool], prompt: bool, mark: Callable[[str], str]

@@ -113,6 +113,7 @@ class Compiler:
             include={"embedding", "threads", "batch", "gpu_layers"}, exclude_unset=True, exclude_none=True
         )
         options |= entry.options
+        self._families(path, entry)
         model = str(self._base / entry.model)
         if "\0" in entry.model:
             self._report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
@@ -121,6 +122,8 @@ class Compiler:
     def _deployment(self, name: str, entry: DeploymentEntry) -> Deployment:
         path: KeyPath = ("deployments", name)
         self._place(path, entry)
+        self._families(path, entry)
+        engine = self._dynamic.engines.get(entry.engine or "")
         for side in ("adds", "lacks"):
             for one in getattr(entry.capabilities, side):
                 self._one_of((*path, "capabilities", side), one, CAPABILITY_NAMES, "request parameter")
@@ -147,7 +150,15 @@ class Compiler:
             verify_tls=entry.verify_tls,
             early_keepalive_s=entry.early_keepalive_s,
             options=entry.options,
+            tools=entry.tools or (engine.tools if engine else None) or "",
+            thinking=entry.thinking or (engine.thinking if engine else None) or "",
         )
+
+    def _families(self, path: KeyPath, entry: EngineEntry | DeploymentEntry) -> None:
+        if entry.tools is not None:
+            self._one_of((*path, "tools"), entry.tools, registry.TOOL_FAMILIES, "family of tool calls")
+        if entry.thinking is not None:
+            self._one_of((*path, "thinking"), entry.thinking, registry.THINK_FAMILIES, "family of thoughts")
 
     def _in_flight(self, entry: DeploymentEntry) -> int | None:
         """The stated bound; an engine gets one request more than it has slots, so that waiting is the gate's: fair."""

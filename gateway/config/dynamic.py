@@ -140,6 +140,10 @@ class EngineEntry(Entry):
     )
     batch: int = Field(default=128, ge=32, le=65_536, description="tokens of one step; a longer prompt is read in pieces of it")
     gpu_layers: int = Field(default=0, ge=-1, le=10_000, description="layers kept on the GPU; -1 = all, 0 = none")
+    tools: str | None = Field(
+        default=None, description="family in whose way the model writes tool calls in its text (default: none)"
+    )
+    thinking: str | None = Field(default=None, description="family in whose way the model marks its thoughts (default: none)")
     options: dict[str, object] = Field(
         default_factory=dict, description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch"
     )
@@ -223,6 +227,16 @@ class DeploymentEntry(Entry):
         default=None,
         description="path of a chat template (jinja) for dialects that need the prompt rendered by us, or builtin: and one of"
         " chatml, qwen, llama2, llama3, mistral, zephyr, gemma, phi, alpaca, vicuna, deepseek",
+    )
+    tools: str | None = Field(
+        default=None,
+        description="family in whose way the model writes tool calls in its text, for servers that do not read them"
+        " (default: the engine's)",
+    )
+    thinking: str | None = Field(
+        default=None,
+        description="family in whose way the model marks its thoughts, for servers that do not tell them apart"
+        " (default: the engine's)",
     )
     verify_tls: bool = Field(default=True, description="whether its certificate is checked")
 

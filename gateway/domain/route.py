@@ -37,6 +37,7 @@ class Deployment(msgspec.Struct, frozen=True):
     `credential` is a resolved secret; `__repr__` never shows it. `adds` and `lacks` correct the dialect's declared
     capabilities. `later_prices`: (µs UTC from which it holds, price), by instant; before the first `price` holds.
     `max_in_flight`: None = unbounded. `keepalive_s`: how long an idle upstream connection is kept.
+    `tools`, `thinking`: the family in whose ways the model's text is read for tool calls and thoughts, "" = not at all.
     `template_stops`: strings that end an answer under its chat template. `options`: what the dialect wants to know of
     this server beyond its quirks.
     """
@@ -61,6 +62,8 @@ class Deployment(msgspec.Struct, frozen=True):
     verify_tls: bool = True
     early_keepalive_s: float | None = None
     options: Mapping[str, object] = {}
+    tools: str = ""
+    thinking: str = ""
 
     def __repr__(self) -> str:
         return f"Deployment({self.id!r})"

@@ -148,6 +148,7 @@ class LlamaCppEngine:
             "context": self.context_size,
             "slots": self._slot_count,
             "capabilities": sorted(CAPABILITIES | ({"chat"} if self._prompts.chats else set())),
+            "prompt_tail": self._prompts.tail,
             "running": len(self._running),
             "queued": len(self._waiting),
             "steps": self._steps,

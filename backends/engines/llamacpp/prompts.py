@@ -29,6 +29,11 @@ class Prompts:
         """Whether the model has a chat template."""
         return self._template is not None
 
+    @property
+    def tail(self) -> str:
+        """How the prompt of a conversation ends; "" without a template. A template may begin the model's thoughts."""
+        return self._template.tail if self._template is not None else ""
+
     def of(self, job: GenerationRequest) -> list[list[int]]:
         """The tokens of each prompt; at least one each, and fewer than the context.
 
@@ -52,8 +57,8 @@ class Prompts:
     def _chat(self, job: GenerationRequest) -> list[int]:
         if self._template is None:
             raise BadRequest("This model has no chat template; use the completions endpoint.", param="model")
-        if job.tools:
-            raise UnsupportedParameter("This model's engine does not take tools.", param="tools")
+        if job.tools and not self._template.takes_tools:
+            raise UnsupportedParameter("This model's chat template does not show tools to the model.", param="tools")
         if any(isinstance(part, ImageInput) for message in job.messages for part in message.parts):
             raise UnsupportedParameter("This model takes no images.", param="messages")
         for message in job.messages:

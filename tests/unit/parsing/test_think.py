@@ -43,6 +43,7 @@ def test_any_split(text: str, opened: bool, expected: tuple[str, str]) -> None:
 def test_families_have_their_own_tags() -> None:
     for name, tags in THINK_TAGS.items():
         assert split(f"{tags.begin}a{tags.end}b", name) == ("a", "b")
+        assert split(f"a{tags.end}b", name) == (("a", "b") if tags.opened else ("", f"a{tags.end}b"))
 
 
 def test_thoughts_are_not_held_back() -> None:
