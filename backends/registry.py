@@ -32,6 +32,7 @@ from backends.dialects.triton import Triton, TritonOptions
 from backends.parsing.think import THINK_TAGS, Tags
 from backends.parsing.toolcalls.families import TOOL_SYNTAXES
 from backends.parsing.toolcalls.machine import Syntax
+from backends.remote.listing import Listing
 from backends.remote.rendering import PromptServer
 
 _NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
@@ -211,6 +212,13 @@ _WITH_OPTIONS: Mapping[str, tuple[type[msgspec.Struct], Callable[[Any], Dialect]
 )
 #: The header that carries the credential, where it is not `authorization`.
 _CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({"anthropic": "x-api-key", "ffm": "x-api-key"})
+_MODEL_LISTS: Mapping[str, Listing] = MappingProxyType(
+    {
+        "openai_compatible": Listing("/models", "data", "id"),
+        "anthropic": Listing("/v1/models", "data", "id"),
+        "ollama": Listing("/api/tags", "models", "name"),
+    }
+)
 _PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
@@ -272,6 +280,23 @@ def credential_header(name: str) -> str:
 def prompt_server(dialect_name: str) -> PromptServer | None:
     """How a dialect's own server renders and tokenises, for dialects whose server does."""
     return _PROMPT_SERVERS.get(dialect_name)
+
+
+def model_list(dialect_name: str) -> Listing | None:
+    """Where a dialect's server lists its models; None where it does not."""
+    return _MODEL_LISTS.get(dialect_name)
+
+
+def quirks_of(dialect_name: str) -> tuple[str, ...]:
+    """The names of a dialect's sets of quirks."""
+    return tuple(QUIRKS) if dialect_name == "openai_compatible" else ()
+
+
+def template_source(dialect: Dialect, *, own: bool) -> str:
+    """Whose chat template renders conversations. `own`: the deployment has one."""
+    if own and dialect.needs_prompt:
+        return "ours"
+    return "the server's" if not dialect.needs_prompt or dialect.name in _PROMPT_SERVERS else "built in: chatml"
 
 
 def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilities:

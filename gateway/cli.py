@@ -1,4 +1,6 @@
-"""The command line: `switchyard serve | check | keys | teams | orgs | users | usage | version`, also `python -m gateway`.
+"""The command line: `switchyard serve | check | doctor | capabilities | keys | teams | orgs | users | usage | version`.
+
+Also `python -m gateway`.
 
 What a command needs is imported when it runs, so that `version` and `check` stay quick. Exit status: 0 done, 1 refused
 (the reason is on standard error), 2 wrong usage.
@@ -71,6 +73,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check)
 
+    doctor = commands.add_parser("doctor", help="call each remote deployment and compare it with its configuration")
+    _config_option(doctor)
+    doctor.add_argument("deployments", nargs="*", metavar="deployment", help="which ones (default: all)")
+    doctor.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds that one probe may take (default: 60)"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+
+    capabilities = commands.add_parser("capabilities", help="print what every dialect and engine can do, as Markdown")
+    capabilities.set_defaults(run=_capabilities)
+
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
 
@@ -131,6 +145,38 @@ def _check(chosen: argparse.Namespace) -> int:
         }
         print(f"{chosen.file}: sound; version {snapshot.version}")
         print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    return 0
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    import msgspec
+
+    from gateway.doctor import examine
+
+    known = _configuration(chosen).snapshot.deployments
+    for name in chosen.deployments:
+        if name not in known:
+            raise Refused(
+                f"there is no deployment named {name!r}; {suggestion(name, sorted(known)) or 'see the configuration'}"
+            )
+    reports = asyncio.run(examine([known[name] for name in chosen.deployments or known], chosen.timeout))
+    rows = [msgspec.to_builtins(report) for report in reports]
+    if chosen.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        columns = ["deployment", "reachable", "models", "streaming", "usage", "tools", "schema", "logprobs", "template"]
+        shown = [{**row, "first token": "-" if (ms := row["first_token_ms"]) is None else f"{ms} ms"} for row in rows]
+        print(_table([*columns, "first token"], shown))
+        for report in reports:
+            for finding in report.findings:
+                print(f"{report.deployment}: {finding}")
+    return 0 if all(report.well for report in reports) else 1
+
+
+def _capabilities(_: argparse.Namespace) -> int:
+    from gateway.capabilities import page
+
+    print(page(), end="")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 
 from backends import registry
 from backends.core.capabilities import Capabilities
@@ -11,6 +12,7 @@ from backends.engines.client import EngineClient
 from backends.remote.backend import RemoteBackend, Renderer
 from backends.remote.fanout import FanOut
 from backends.remote.interpreting import Interpreting, gives
+from backends.remote.listing import listed_models
 from backends.remote.origin import Credential, Origin, tls_context
 from backends.remote.pool import HttpPool
 from backends.remote.rendering import ServerRenderer, TemplateRenderer
@@ -51,7 +53,7 @@ class Backends:
             client = self.engine(deployment.engine)
             can = _corrected(registry.engine_capabilities(spec.kind, spec.options), deployment)
             return _interpreted(client, deployment, lambda: str(client.describe().get("prompt_tail", ""))), can
-        return self._remote(deployment)
+        return remote(deployment)
 
     async def aclose(self, backends: Iterable[Backend]) -> None:
         """Close remote backends and every engine connection."""
@@ -60,33 +62,51 @@ class Backends:
         for client in self._engines.values():
             await client.aclose()
 
-    def _remote(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
-        dialect = registry.dialect(deployment.dialect, deployment.quirks, deployment.options)
-        transport = HttpPool(
-            Origin.parse(deployment.base_url),
-            credential=Credential(deployment.credential, registry.credential_header(deployment.dialect))
-            if deployment.credential
-            else None,
-            tls=None if deployment.verify_tls else tls_context(verify=False),
-            keepalive_s=deployment.keepalive_s,
-        )
-        limits = deployment.timeouts
-        timeouts = Timeouts(connect_s=limits.connect_s, idle_s=limits.idle_s, total_s=limits.total_s)
-        can = _corrected(dialect.capabilities, deployment)
-        template = ChatTemplate(deployment.template) if deployment.template else None
-        inner: Backend = RemoteBackend(
-            dialect,
-            transport,
-            capabilities=can,
-            params=deployment.params,
-            timeouts=timeouts,
-            render=_renderer(dialect, template, transport, timeouts),
-            stops=deployment.template_stops,
-        )
-        if "n" not in can:
-            inner, can = FanOut(inner), can | {"n"}
-        tail = template.tail if template is not None else ""
-        return _interpreted(inner, deployment, lambda: tail), can
+
+def remote(deployment: Deployment) -> tuple[Backend, Capabilities]:
+    """The backend of a remote deployment and what it can do, the deployment's own corrections included."""
+    dialect = registry.dialect(deployment.dialect, deployment.quirks, deployment.options)
+    transport = _transport(deployment)
+    limits = deployment.timeouts
+    timeouts = Timeouts(connect_s=limits.connect_s, idle_s=limits.idle_s, total_s=limits.total_s)
+    can = _corrected(dialect.capabilities, deployment)
+    template = ChatTemplate(deployment.template) if deployment.template else None
+    inner: Backend = RemoteBackend(
+        dialect,
+        transport,
+        capabilities=can,
+        params=deployment.params,
+        timeouts=timeouts,
+        render=_renderer(dialect, template, transport, timeouts),
+        stops=deployment.template_stops,
+    )
+    if "n" not in can:
+        inner, can = FanOut(inner), can | {"n"}
+    tail = template.tail if template is not None else ""
+    return _interpreted(inner, deployment, lambda: tail), can
+
+
+def _transport(deployment: Deployment) -> HttpPool:
+    header = registry.credential_header(deployment.dialect)
+    return HttpPool(
+        Origin.parse(deployment.base_url),
+        credential=Credential(deployment.credential, header) if deployment.credential else None,
+        tls=None if deployment.verify_tls else tls_context(verify=False),
+        keepalive_s=deployment.keepalive_s,
+    )
+
+
+async def models_of(deployment: Deployment) -> list[str] | None:
+    """The models that a deployment's server lists; None where its dialect knows no list.
+
+    Raises:
+        BackendError: the list cannot be had, or is none.
+    """
+    listing = registry.model_list(deployment.dialect)
+    if listing is None:
+        return None
+    async with aclosing(_transport(deployment)) as transport:
+        return await listed_models(transport, listing)
 
 
 def _corrected(can: Capabilities, deployment: Deployment) -> Capabilities:
@@ -115,6 +135,12 @@ def _renderer(dialect: Dialect, template: ChatTemplate | None, transport: HttpPo
     if server is not None:
         return ServerRenderer(server, dialect, transport, timeouts, template)
     return TemplateRenderer(template or ChatTemplate(family("chatml")))
+
+
+def template_source(deployment: Deployment) -> str:
+    """Whose chat template renders a remote deployment's conversations."""
+    dialect = registry.dialect(deployment.dialect, deployment.quirks, deployment.options)
+    return registry.template_source(dialect, own=bool(deployment.template))
 
 
 class Retired:
