@@ -81,7 +81,9 @@ class Parts:
         self._accounts = Database(boot.configuration.ledger_url)
         self._keys = KeyStore(self._accounts)
         self._reports = connect(boot.configuration.ledger_url)
-        self.auth = Authenticator(lambda: self._view.snapshot, self._keys, boot.pepper)
+        self.auth = Authenticator(
+            lambda: self._view.snapshot, self._keys, boot.pepper, anonymous=boot.configuration.static.auth.mode == "none"
+        )
         self.gate: LocalGate | GateClient = (
             GateClient(boot.gate_socket, index, incarnation, self.samples)
             if boot.gated

@@ -29,6 +29,10 @@ Headers = Sequence[tuple[bytes, bytes]]
 #: A longer text is no key; 512 leaves room for declared keys of any usual form.
 KEY_MAX_BYTES = 512
 _CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+#: A request that has one of these is not let in without a key: a page in a browser could have been made to send it.
+_CARRIERS_AND_ORIGIN = _CARRIERS | {b"origin", b"sec-fetch-site"}
+#: The name of who needs no key, where the configuration lets them in.
+ANONYMOUS = "anonymous"
 _log = logging.getLogger(__name__)
 
 
@@ -113,6 +117,7 @@ class Authenticator:
         snapshot: the present configuration.
         store: minted keys, or None where there are only declared ones.
         pepper: at least 32 bytes; the same on every gateway.
+        anonymous: requests without a key are let in.
         known_max: minted keys kept in memory.
         unknown_max: genuine but unknown, revoked or expired keys kept in memory.
     """
@@ -123,10 +128,12 @@ class Authenticator:
         store: KeySource | None,
         pepper: bytes,
         *,
+        anonymous: bool = False,
         known_max: int = 50_000,
         unknown_max: int = 10_000,
     ) -> None:
         self._snapshot = snapshot
+        self._anonymous = anonymous
         self._store = store
         self._pepper = check_pepper(pepper)
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -157,9 +164,11 @@ class Authenticator:
             BadRequest: two different keys.
             KeysUnavailable: a genuine key, unknown here, while the database does not answer.
         """
+        snapshot = self.snapshot()
+        if self._anonymous and not _CARRIERS_AND_ORIGIN & {name for name, _ in headers}:
+            return anonymous(snapshot)
         key = presented_key(headers)
         digest = text_hash(key)
-        snapshot = self.snapshot()
         principal = self._find_declared(digest, snapshot) or self._find_known(digest, snapshot)
         if principal is None:
             principal = await self._find_stored(key, digest)
@@ -292,6 +301,12 @@ class Authenticator:
             others.discard(digest)
             if not others:
                 self._by_id.pop(oldest.record.id, None)
+
+
+def anonymous(snapshot: Snapshot) -> Principal:
+    """Who sends no key, with the limits of a key that has none of its own."""
+    limits = tuple(bound(spec, f"key:{ANONYMOUS}", "") for spec in snapshot.key_limits)
+    return with_shared_limits(Principal(ANONYMOUS, limits=limits), snapshot)
 
 
 def with_shared_limits(principal: Principal, snapshot: Snapshot) -> Principal:

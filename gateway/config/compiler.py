@@ -361,7 +361,11 @@ class Compiler:
                 user=entry.user or "",
                 limits=self._limits(own, f"key:{entry.name}", path if entry.limits is not None else ("keys", "default")),
                 expires_us=None if entry.expires is None else _micros(entry.expires),
+                usage_on_finish=entry.usage_on_finish,
+                default_model=entry.default_model or "",
             )
+            if entry.default_model is not None:
+                self._one_of((*path, "default_model"), entry.default_model, models, "model")
         return keys
 
     def _allowed(self, names: Iterable[str] | None, path: KeyPath, models: Mapping[str, Route]) -> frozenset[str] | None:

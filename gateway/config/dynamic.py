@@ -369,6 +369,13 @@ class DeclaredKey(Entry):
     limits: tuple[Limit, ...] | None = Field(
         default=None, max_length=32, description="its own limits (default: keys.default.limits)"
     )
+    usage_on_finish: bool = Field(
+        default=False,
+        description="streams carry the usage on the last finish chunk, and no chunk without a choice, for older clients",
+    )
+    default_model: Name | None = Field(
+        default=None, description="model that answers where the request names one that does not exist (default: a 404)"
+    )
     expires: Instant | None = Field(
         default=None, description="date, or date and time; UTC where no zone is given (default: never)"
     )

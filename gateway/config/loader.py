@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -214,6 +215,10 @@ class _Load:
             self._report(("server", "workers"), "more than one worker needs Redis to share limits", mend)
         if redis is not None and redis.get_secret_value().partition("://")[0] not in _REDIS_SCHEMES:
             self._report(("redis", "url"), "it is not a Redis URL", "write redis://host:6379/0, rediss://… or unix:///path")
+        if static.auth.mode == "none" and not _is_loopback(static.server.address[0]):
+            self._report(
+                ("auth", "mode"), "server.listen is open to other machines", "listen on 127.0.0.1, or write mode: keys"
+            )
         pepper = static.auth.pepper
         if pepper is not None and len(pepper.get_secret_value()) < PEPPER_MIN_CHARACTERS:
             mend = f"make one of {PEPPER_MIN_CHARACTERS} random characters or more: openssl rand -hex 32"
@@ -312,3 +317,10 @@ def _differing(old: object, new: object, path: KeyPath) -> Iterator[KeyPath]:
             yield from _differing(old.get(key), new.get(key), (*path, key))
     elif old != new:
         yield path
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

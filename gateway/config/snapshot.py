@@ -78,12 +78,12 @@ class Snapshot(msgspec.Struct, frozen=True):
             yield from key.limits
 
     def resolve(self, model: str, principal: Principal) -> Route:
-        """The route of a model name.
+        """The route of a model name, or of the principal's own default where there is no such model.
 
         Raises:
             UnknownModel: it does not exist, or this principal may not use it (the two look alike).
         """
-        route = self.models.get(model)
+        route = self.models.get(model) or self.models.get(principal.default_model)
         if route is None or not self.allowed(route, principal):
             raise UnknownModel(f"The model {model[:128]!r} does not exist or you do not have access to it.", param="model")
         return route

@@ -121,6 +121,12 @@ class Ledger(Section):
 class Auth(Section):
     """How keys are checked."""
 
+    mode: Literal["keys", "none"] = Field(
+        default="keys",
+        description="none: a request without any key is let in too, as the holder `anonymous` with keys.default.limits; only"
+        " where server.listen is a loopback address, and never for a browser's page",
+    )
+
     pepper: SecretStr | None = Field(
         default=None,
         description="reference to the secret, at least 32 characters, that minted keys are signed with; the same on every"

@@ -39,7 +39,11 @@ class LimitSpec(msgspec.Struct, frozen=True):
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """The holder of a key. `models`: None = every model. Instants are microseconds UTC."""
+    """The holder of a key. `models`: None = every model. Instants are microseconds UTC.
+
+    `usage_on_finish`: its streams tell the usage beside the last finish reason. `default_model`: what answers where it
+    names a model that is not there; "" = nothing.
+    """
 
     key_id: str
     team_id: str = ""
@@ -49,3 +53,5 @@ class Principal(msgspec.Struct, frozen=True):
     models: frozenset[str] | None = None
     limits: tuple[LimitSpec, ...] = ()
     expires_us: int | None = None
+    usage_on_finish: bool = False
+    default_model: str = ""

@@ -16,11 +16,13 @@ class Options(msgspec.Struct, frozen=True):
     """What the client wants of the answer's form, not of the work.
 
     `stated_cap`: the client stated an output cap itself. `echo`: completions repeat the prompt.
+    `usage_on_finish`: a stream's usage stands on its last finish chunk, whether asked or not.
     `encoding`: of embeddings, `float` or `base64`.
     """
 
     stream: bool = False
     include_usage: bool = False
+    usage_on_finish: bool = False
     stated_cap: bool = False
     echo: bool = False
     encoding: str = "float"
@@ -37,6 +39,12 @@ class Call(msgspec.Struct, frozen=True):
     text_bytes: int = 0
     token_count: int = 0
     items: int = 1
+
+    def wished(self, *, usage_on_finish: bool) -> Call:
+        """The call with what its key, not its body, says of the answer's form."""
+        if not usage_on_finish:
+            return self
+        return msgspec.structs.replace(self, options=msgspec.structs.replace(self.options, usage_on_finish=True))
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -47,6 +47,11 @@ def usage_json(usage: Usage) -> bytes:
     )
 
 
+def usage_end(usage: Usage | None) -> bytes:
+    """The end of a chunk that has a choice, with the usage when it is known."""
+    return b"]}\n\n" if usage is None else b'],"usage":' + usage_json(usage) + b"}\n\n"
+
+
 def call_id(identity: Identity, choice: int, call: int) -> str:
     """The id of a tool call whose backend gave it none: unique in the answer, the same streamed and whole."""
     return f"call_{identity.id.rpartition('-')[2]}_{choice}_{call}"
@@ -60,7 +65,9 @@ class ChatStream:
     def __init__(self, call: Call, identity: Identity) -> None:
         self._identity = identity
         self._expected = choices_of(call)
-        self._include_usage = call.options.include_usage
+        self._usage_on_finish = call.options.usage_on_finish
+        self._include_usage = call.options.include_usage and not self._usage_on_finish
+        self._last: bytes | None = None
         self._logprobs = isinstance(call.job, GenerationRequest) and call.job.top_logprobs is not None
         self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             quoted(identity.id),
@@ -105,6 +112,8 @@ class ChatStream:
         """
         if len(self._finished) < self._expected:
             raise UpstreamTruncated("The answer ended before all of its choices were finished.")
+        if self._last is not None:
+            return self._last + usage_end(self._usage) + DONE
         if not self._include_usage or self._usage is None:
             return DONE
         return self._head + b'],"usage":' + usage_json(self._usage) + b"}\n\n" + DONE
@@ -124,7 +133,10 @@ class ChatStream:
                 self._finished.add(choice)
                 del self._text_prefix[choice]
                 chunk = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (choice, quoted(reason))
-                out += (self._head, chunk, self._end)
+                if self._usage_on_finish and len(self._finished) == self._expected:
+                    self._last = self._head + chunk  # waits for the usage, which comes after it
+                else:
+                    out += (self._head, chunk, self._end)
             case Usage():
                 self._usage = event
             case _:

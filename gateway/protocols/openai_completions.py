@@ -17,7 +17,7 @@ from backends.core.usage import Usage
 from gateway.protocols.contract import Call, Encoder, Identity
 from gateway.protocols.decoding import decoded
 from gateway.protocols.json_text import quoted
-from gateway.protocols.openai_chat_encoder import DONE, choices_of, finite, usage_json
+from gateway.protocols.openai_chat_encoder import DONE, choices_of, finite, usage_end, usage_json
 from gateway.protocols.openai_errors import render
 from gateway.protocols.openai_shared import options, output_cap, sampling, size
 from gateway.protocols.openai_wire import MAX_PROMPTS, CompletionBody
@@ -145,7 +145,9 @@ class CompletionStream:
 
     def __init__(self, call: Call, identity: Identity) -> None:
         self._expected = choices_of(call)
-        self._include_usage = call.options.include_usage
+        self._usage_on_finish = call.options.usage_on_finish
+        self._include_usage = call.options.include_usage and not self._usage_on_finish
+        self._last: bytes | None = None
         self._with_logprobs = isinstance(call.job, GenerationRequest) and call.job.top_logprobs is not None
         self._head = b"data: " + _opening(identity)
         self._end = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
@@ -176,7 +178,12 @@ class CompletionStream:
                     self._choice(choice, out)
                     self._finished.add(choice)
                     del self._open[choice]
-                    self._chunk(choice, b'""', b"null", out, _reason(reason))
+                    last: list[bytes] = []
+                    self._chunk(choice, b'""', b"null", last, _reason(reason))
+                    if self._usage_on_finish and len(self._finished) == self._expected:
+                        self._last = b"".join(last[:-1])  # waits for the usage, which comes after it
+                    else:
+                        out += last
                 case Usage():
                     self._usage = event
                 case _:
@@ -191,6 +198,8 @@ class CompletionStream:
         """
         if len(self._finished) < self._expected:
             raise UpstreamTruncated("The answer ended before all of its choices were finished.")
+        if self._last is not None:
+            return self._last + usage_end(self._usage) + DONE
         if not self._include_usage or self._usage is None:
             return DONE
         return self._head + b'],"usage":' + usage_json(self._usage) + b"}\n\n" + DONE

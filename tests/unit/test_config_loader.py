@@ -166,6 +166,12 @@ def test_declared_keys(team: Path) -> None:
     assert ci.expires_us - bot.expires_us == 3600 * 1_000_000
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.9.9.9:80", "[::1]:80", "localhost:80"])
+def test_no_key_is_needed_on_loopback_where_that_is_stated(listen: str) -> None:
+    found = parse(f"auth: {{mode: none}}\nserver: {{listen: '{listen}'}}".encode(), Path("/nowhere/c.yaml"))
+    assert found.static.auth.mode == "none"
+
+
 def test_an_allow_list_may_name_an_alias(team: Path) -> None:
     snapshot = load(team).snapshot
     assert snapshot.teams["research"].models == frozenset({"chat"})
@@ -271,6 +277,15 @@ def test_every_problem_is_reported_at_once() -> None:
         ("teams: {t: {models: [nope]}}", "teams.t.models[0]", "'nope'"),
         ("keys: {declared: [{name: a, hash: 'sha256:XX'}]}", "keys.declared[0].hash", "64"),
         ("keys: {declared: [{name: a, hash: 'sha256:%s', team: z}]}" % ("0" * 64), "keys.declared[0].team", "'z'"),
+        (
+            "keys: {declared: [{name: a, hash: 'sha256:%s', default_model: z}]}" % ("0" * 64),
+            "keys.declared[0].default_model",
+            "'z'",
+        ),
+        ("auth: {mode: none}\nserver: {listen: '0.0.0.0:80'}", "auth.mode", "other machines"),
+        ("auth: {mode: none}\nserver: {listen: 'gateway.example:80'}", "auth.mode", "other machines"),
+        ("engines: {e: {model: m.gguf, tools: herms}}", "engines.e.tools", "'hermes'"),
+        ("engines: {e: {model: m.gguf, thinking: gwen}}", "engines.e.thinking", "'qwen'"),
         ("engines: {e: {model: m.gguf}}", "engines.e", "no deployment"),
         ("engines: {a/b: {model: m.gguf}}", "engines.a/b", "1 to 32"),
         ("engines: {..: {model: m.gguf}}", "engines...", "dot"),
