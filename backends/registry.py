@@ -233,6 +233,8 @@ _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
         | {"ignore_eos", "min_tokens"},
     }
 )
+#: Engines that hide control tokens unless they are told which are to be shown.
+_SHOWS = frozenset({"llamacpp"})
 _EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
 #: Engine kinds to `module:callable`, an import string: workers never import an engine.
 ENGINES: Mapping[str, str] = MappingProxyType(
@@ -285,6 +287,17 @@ def prompt_server(dialect_name: str) -> PromptServer | None:
 def model_list(dialect_name: str) -> Listing | None:
     """Where a dialect's server lists its models; None where it does not."""
     return _MODEL_LISTS.get(dialect_name)
+
+
+def marker_options(kind: str, tools: str, thinking: str) -> dict[str, object]:
+    """The options that make an engine of this kind show what these families mark calls and thoughts with.
+
+    Raises:
+        KeyError: unknown family.
+    """
+    syntax, tags = tool_syntax(tools), think_tags(thinking)
+    shown = (*(syntax.tokens if syntax is not None else ()), *((tags.begin, tags.end) if tags is not None else ()))
+    return {"shown": list(shown)} if shown and kind in _SHOWS else {}
 
 
 def quirks_of(dialect_name: str) -> tuple[str, ...]:

@@ -113,7 +113,8 @@ class Compiler:
             include={"embedding", "threads", "batch", "gpu_layers"}, exclude_unset=True, exclude_none=True
         )
         options |= entry.options
-        self._families(path, entry)
+        if self._families(path, entry):
+            options |= registry.marker_options(entry.kind, entry.tools or "", entry.thinking or "")
         model = str(self._base / entry.model)
         if "\0" in entry.model:
             self._report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
@@ -154,11 +155,14 @@ class Compiler:
             thinking=entry.thinking or (engine.thinking if engine else None) or "",
         )
 
-    def _families(self, path: KeyPath, entry: EngineEntry | DeploymentEntry) -> None:
+    def _families(self, path: KeyPath, entry: EngineEntry | DeploymentEntry) -> bool:
+        """Whether the families of calls and thoughts are known ones."""
         if entry.tools is not None:
             self._one_of((*path, "tools"), entry.tools, registry.TOOL_FAMILIES, "family of tool calls")
         if entry.thinking is not None:
             self._one_of((*path, "thinking"), entry.thinking, registry.THINK_FAMILIES, "family of thoughts")
+        known = entry.tools is None or entry.tools in registry.TOOL_FAMILIES
+        return known and (entry.thinking is None or entry.thinking in registry.THINK_FAMILIES)
 
     def _in_flight(self, entry: DeploymentEntry) -> int | None:
         """The stated bound; an engine gets one request more than it has slots, so that waiting is the gate's: fair."""

@@ -377,3 +377,14 @@ async def test_a_long_list_does_not_hold_up_a_short_one(embedder: EngineClient, 
         assert ids[0] not in [line["id"] for line in embed_host.lines("finish")]
         async for _ in stream:
             pass
+
+
+async def test_a_control_token_is_shown_where_that_is_asked() -> None:
+    """`<repo_name>` is one of SmolLM2's; markers of tool calls are such tokens in other vocabularies."""
+    sampling = {"max_tokens": 3, "ignore_eos": True, "logit_bias": tuple((token, 100.0) for token in (3,))}
+    for shown, said in (((), ""), (("<repo_name>",), "<repo_name>" * 3)):
+        async with running("llamacpp", chat_gguf(), slots=1, context=256, options={"threads": 1, "shown": shown}) as (
+            _,
+            client,
+        ):
+            assert text(await events(client, chat("Say it.", **sampling))) == said

@@ -166,6 +166,13 @@ def test_declared_keys(team: Path) -> None:
     assert ci.expires_us - bot.expires_us == 3600 * 1_000_000
 
 
+def test_an_engine_is_told_to_show_the_markers_that_are_read() -> None:
+    text = "engines: {e: {model: m.gguf, tools: mistral, thinking: qwen}}\ndeployments: {d: {engine: e, model: m}}"
+    found = parse(text.encode(), Path("/nowhere/c.yaml")).snapshot
+    assert found.engines["e"].options == {"shown": ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<think>", "</think>"]}
+    assert (found.deployments["d"].tools, found.deployments["d"].thinking) == ("mistral", "qwen")
+
+
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.9.9.9:80", "[::1]:80", "localhost:80"])
 def test_no_key_is_needed_on_loopback_where_that_is_stated(listen: str) -> None:
     found = parse(f"auth: {{mode: none}}\nserver: {{listen: '{listen}'}}".encode(), Path("/nowhere/c.yaml"))

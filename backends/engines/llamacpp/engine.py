@@ -62,6 +62,7 @@ class LlamaCppEngine:
         if options.batch < launch.slots:
             raise EngineLoadFailed(f"batch ({options.batch}) must be at least the number of slots ({launch.slots})")
         self._model = Model(launch.model, gpu_layers=options.gpu_layers, use_mmap=options.mmap)
+        self._model.show(options.shown)
         self.context_size = launch.context or self._model.trained_context
         if self.context_size > self._model.trained_context:
             raise EngineLoadFailed(

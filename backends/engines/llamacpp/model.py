@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import llama_cpp as llama
@@ -111,6 +112,14 @@ class Model:
                 count = llama.llama_token_to_piece(self.vocab, token, buffer, -count, 0, False)
             known = self._pieces[token] = buffer.raw[: max(count, 0)]
         return known
+
+    def show(self, texts: Collection[str]) -> None:
+        """Let these control tokens stand for their text in answers: what marks a tool call is one in some vocabularies."""
+        wanted = {text.encode() for text in texts}
+        for token in range(self.size if wanted else 0):
+            raw = llama.llama_vocab_get_text(self.vocab, token)
+            if raw in wanted:
+                self._pieces[token] = raw
 
     def spelling(self, token: int) -> str:
         """A token's text in the vocabulary, "" for none (the ids below 0 that llama.cpp calls null)."""

@@ -20,7 +20,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at most while others decode. `stretch`: how many times as long as without prompts such a step may take.
     `gpu_layers`: -1 = all. `prefix_cache`: keep a finished request's memory for one that begins the same; a request
     that states a seed never uses it, so that it gets the same batches again. `pooling`: for an embedder whose file
-    does not say. `step_log`, `log`: files for the journal.
+    does not say. `shown`: control tokens whose text is part of an answer. `step_log`, `log`: files for the journal.
     """
 
     embedding: bool = False
@@ -32,6 +32,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mmap: bool = True
     prefix_cache: bool = True
     pooling: str | None = None
+    shown: tuple[str, ...] = ()
     step_log: str | None = None
     log: str | None = None
 

@@ -20,6 +20,7 @@ class DeepSeek:
     """See the module. Missing end markers are forgiven."""
 
     markers = (_ALL, _ONE)
+    tokens = (_ALL, _ALL_END, _ONE, _ONE_END, _SEPARATOR)
     bare = ""
 
     def read(self, reader: Reader, calls: Calls, marker: str) -> Steps[None]:

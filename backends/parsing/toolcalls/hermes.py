@@ -13,6 +13,7 @@ class Hermes:
     """See the module. A missing end marker is forgiven, and so are several objects between two markers."""
 
     markers = ("<tool_call>",)
+    tokens = ("<tool_call>", "</tool_call>")
     bare = ""
 
     def read(self, reader: Reader, calls: Calls, _: str) -> Steps[None]:

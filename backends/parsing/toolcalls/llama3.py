@@ -13,6 +13,7 @@ class Llama3:
     """See the module. A bare object is a call only as the answer's beginning, and when it has nothing else in it."""
 
     markers = ("<|python_tag|>", "<function=")
+    tokens = ("<|python_tag|>",)
     bare = "{"
 
     def read(self, reader: Reader, calls: Calls, marker: str) -> Steps[None]:
@@ -44,6 +45,7 @@ class BareObject:
     """A call as a bare JSON object or list, as a grammar forces it; nothing else is a call."""
 
     markers = ()
+    tokens = ()
     bare = "{"
 
     def read(self, reader: Reader, calls: Calls, _: str) -> Steps[None]:

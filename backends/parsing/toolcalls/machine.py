@@ -27,6 +27,10 @@ class Syntax(Protocol):
         """Texts that begin a call."""
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """What may be single tokens of a vocabulary, which an engine would otherwise hide as control tokens."""
+
+    @property
     def bare(self) -> str:
         """Characters that may begin a call as an answer's first."""
 

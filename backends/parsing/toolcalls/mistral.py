@@ -13,6 +13,7 @@ class Mistral:
     """See the module. A list that begins the answer needs no marker: some servers hide special tokens."""
 
     markers = ("[TOOL_CALLS]",)
+    tokens = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
     bare = "["
 
     def read(self, reader: Reader, calls: Calls, marker: str) -> Steps[None]:

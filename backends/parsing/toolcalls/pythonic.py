@@ -21,6 +21,7 @@ class Pythonic:
     """See the module. A bare list is one of calls only as the answer's beginning."""
 
     markers = ("<|python_start|>",)
+    tokens = ("<|python_start|>", "<|python_end|>")
     bare = "["
 
     def read(self, reader: Reader, calls: Calls, marker: str) -> Steps[None]:
