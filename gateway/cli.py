@@ -32,6 +32,7 @@ from gateway.command_parts import (
     models,
     pepper,
     show,
+    table,
 )
 from gateway.config.durations import instant_text
 from gateway.config.loader import load
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     doctor = commands.add_parser("doctor", help="call each remote deployment and compare it with its configuration")
-    _config_option(doctor)
+    config_option(doctor)
     doctor.add_argument("deployments", nargs="*", metavar="deployment", help="which ones (default: all)")
     doctor.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds that one probe may take (default: 60)"
@@ -153,7 +154,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
     from gateway.doctor import examine
 
-    known = _configuration(chosen).snapshot.deployments
+    known = configuration(chosen).snapshot.deployments
     for name in chosen.deployments:
         if name not in known:
             raise Refused(
@@ -166,7 +167,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
     else:
         columns = ["deployment", "reachable", "models", "streaming", "usage", "tools", "schema", "logprobs", "template"]
         shown = [{**row, "first token": "-" if (ms := row["first_token_ms"]) is None else f"{ms} ms"} for row in rows]
-        print(_table([*columns, "first token"], shown))
+        print(table([*columns, "first token"], shown))
         for report in reports:
             for finding in report.findings:
                 print(f"{report.deployment}: {finding}")
