@@ -63,42 +63,46 @@ class Fold:
             BackendError: the stream failed.
         """
         for event in events:
-            self._one(event)
-
-    def _one(self, event: Event) -> None:
-        match event:
-            case Started(model=model):
-                self.answer.model = model
-            case TextDelta():
+            if type(event) is TextDelta:  # most of all events
                 choice = self._choice(event.choice)
                 choice.text.append(event.text)
-                choice.logprobs.extend(event.logprobs)
-            case ReasoningDelta():
-                self._choice(event.choice).reasoning.append(event.text)
-            case RefusalDelta():
-                self._choice(event.choice).refusal.append(event.text)
-            case ToolCallDelta():
-                calls = self._choice(event.choice).calls
-                before = calls.get(event.call)
-                calls[event.call] = (
-                    event
-                    if before is None
-                    else ToolCallDelta(
-                        event.call,
-                        before.id or event.id,
-                        before.name or event.name,
-                        before.arguments + event.arguments,
-                        event.choice,
-                    )
-                )
-            case Item(value=value):
-                self.answer.items.append(value)
-            case Finish(reason=reason):
-                self._choice(event.choice).finish = reason
-            case Usage():
-                self.answer.usage = event
-            case Failure():
-                raise BackendError.of(event)
+                choice.logprobs += event.logprobs
+            else:
+                self._other(event)
+
+    def _other(self, event: Event) -> None:
+        kind = type(event)
+        if kind is Finish:
+            self._choice(event.choice).finish = event.reason  # type: ignore[union-attr]
+        elif kind is Usage:
+            self.answer.usage = event  # type: ignore[assignment]
+        elif kind is Started:
+            self.answer.model = event.model  # type: ignore[union-attr]
+        elif kind is ReasoningDelta:
+            self._choice(event.choice).reasoning.append(event.text)  # type: ignore[union-attr]
+        elif kind is RefusalDelta:
+            self._choice(event.choice).refusal.append(event.text)  # type: ignore[union-attr]
+        elif kind is ToolCallDelta:
+            self._call(event)  # type: ignore[arg-type]
+        elif kind is Item:
+            self.answer.items.append(event.value)  # type: ignore[union-attr]
+        elif kind is Failure:
+            raise BackendError.of(event)  # type: ignore[arg-type]
+
+    def _call(self, event: ToolCallDelta) -> None:
+        calls = self._choice(event.choice).calls
+        before = calls.get(event.call)
+        calls[event.call] = (
+            event
+            if before is None
+            else ToolCallDelta(
+                event.call,
+                before.id or event.id,
+                before.name or event.name,
+                before.arguments + event.arguments,
+                event.choice,
+            )
+        )
 
     def _choice(self, index: int) -> Choice:
         choice = self.answer.choices.get(index)

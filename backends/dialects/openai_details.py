@@ -41,6 +41,8 @@ def add_usage(told: Sequence[tuple[int, Usage | None]]) -> Usage | None:
     Args:
         told: prompt number and usage, for each choice.
     """
+    if len(told) == 1:
+        return told[0][1]
     usages = [usage for _, usage in told if usage is not None]
     if not usages or len(usages) < len(told):
         return None

@@ -110,7 +110,8 @@ class Tally:
             kind = type(event)
             if kind is TextDelta or kind is ReasoningDelta or kind is RefusalDelta:
                 fresh += 1
-                self.delta_bytes += len(event.text.encode("utf-8", "surrogatepass"))  # type: ignore[union-attr]
+                text: str = event.text  # type: ignore[union-attr]
+                self.delta_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
             elif kind is ToolCallDelta:
                 fresh += 1
                 self.delta_bytes += len(event.arguments)  # type: ignore[union-attr]
