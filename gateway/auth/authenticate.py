@@ -145,7 +145,8 @@ class Authenticator:
         self._declared_of: Snapshot | None = None
         self._owners: tuple[Owner, ...] = ()
         self._overlaid: tuple[Snapshot, tuple[Owner, ...], Snapshot] | None = None
-        self._loading = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
+        self._refreshed = 0
         self._flights: dict[str, _Flight] = {}
         self._revision: int | None = None
         # Counts refreshes that dropped something: an answer asked for before one may be older than it.
@@ -191,8 +192,14 @@ class Authenticator:
 
     async def refresh(self) -> None:
         """Forget what changed since the last call. While the database is out, known keys go on."""
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """One at a time: an older answer must not take back a newer one."""
         if self._store is None:
             return
+        self._refreshed += 1
         try:
             changes = await self._store.changes(self._revision)
         except KeysUnavailable as outage:
@@ -261,9 +268,10 @@ class Authenticator:
         """
         if self._revision is not None:
             return
-        async with self._loading:
-            if self._revision is None:
-                await self.refresh()
+        before = self._refreshed
+        async with self._refreshing:
+            if self._revision is None and self._refreshed == before:  # else another request has just asked in vain
+                await self._refresh()
         if self._revision is None:
             raise KeysUnavailable("Keys cannot be checked at the moment.", detail="owners not read yet")
 

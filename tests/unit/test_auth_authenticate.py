@@ -11,6 +11,7 @@ from backends.core.errors import BadRequest
 from gateway.auth import keys
 from gateway.auth.authenticate import Authenticator, NotAuthenticated
 from gateway.auth.keystore import Changes, KeyLimit, KeyRecord, KeysUnavailable
+from gateway.auth.records import Owner
 from gateway.config.snapshot import Snapshot, Team
 from gateway.domain.principal import LimitSpec, Principal
 
@@ -445,3 +446,63 @@ def test_a_short_pepper_is_refused() -> None:
     for pepper in (b"", b"short"):
         with pytest.raises(keys.WeakPepper):
             Authenticator(lambda: snapshot, None, pepper)
+
+
+async def test_requests_that_wait_for_the_owners_ask_a_stopped_database_no_more_than_twice() -> None:
+    house = House()
+    key = house.key()
+    house.store.out = True
+    asked = 0
+    changes = house.store.changes
+
+    async def slowly(since: int | None) -> Changes:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return await changes(since)
+
+    house.store.changes = slowly  # type: ignore[method-assign]
+    answers = await asyncio.gather(*(house.bearer(key) for _ in range(50)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {KeysUnavailable} and asked <= 2
+    house.store.out = False
+    assert (await house.bearer(key)).key_id
+
+
+async def test_owners_limits_come_and_go_with_a_refresh() -> None:
+    house = House()
+    key = house.key(team="red")
+    owner = Owner("team", "red", models=frozenset({"chat"}), limits=(KeyLimit("slots", 3),))
+    changes = house.store.changes
+
+    async def with_owners(since: int | None) -> Changes:
+        return msgspec.structs.replace(await changes(since), owners=(owner,) if owner else ())
+
+    house.store.changes = with_owners  # type: ignore[method-assign]
+    principal = await house.bearer(key)
+    assert principal.limits == (LimitSpec("team:red", "slots", 3),) and principal.models == {"chat"}
+    owner = None
+    house.store.revision += 1
+    await house.auth.refresh()
+    principal = await house.bearer(key)
+    assert principal.limits == () and principal.models is None
+
+
+async def test_a_suspended_key_is_the_same_401_and_a_rotated_one_ends_with_its_grace() -> None:
+    house = House()
+    key, other = house.key(), house.key()
+    record = house.store.records[keys.stored_hash(PEPPER, key)]
+    assert await house.bearer(key)
+    new = keys.mint(PEPPER, b"\x77" * keys.RANDOM_BYTES).secret.encode()
+    rotated = msgspec.structs.replace(
+        record, hash=keys.stored_hash(PEPPER, new), previous_hash=record.hash, previous_until_us=NOW + 5
+    )
+    house.store.put(rotated)
+    house.store.records[record.hash] = rotated
+    await house.auth.refresh()
+    assert (await house.bearer(key)).expires_us == NOW + 5 and (await house.bearer(new)).expires_us is None
+    with pytest.raises(NotAuthenticated):
+        await house.bearer(key, NOW + 5)
+    house.change(other, suspended_us=NOW)
+    await house.auth.refresh()
+    with pytest.raises(NotAuthenticated):
+        await house.bearer(other)
