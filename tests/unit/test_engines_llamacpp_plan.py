@@ -5,21 +5,21 @@ from backends.engines.llamacpp.slots import WORTH, Slots, shared
 
 
 def test_a_new_prompt_joins_the_running_batch() -> None:
-    assert plan([0, 2], [(1, 100)], batch=64, budget=16, turn=0) == Step((0, 2), ((1, 16),))
+    assert plan([0, 2], [(1, 100)], batch=64, budget=16, turn=0, slots=16) == Step((0, 2), ((1, 16),))
 
 
 def test_prompts_share_the_budget_evenly_and_pass_on_what_they_do_not_need() -> None:
-    assert plan([], [(0, 3), (1, 100), (2, 100)], batch=64, budget=31, turn=0).prefill == ((0, 3), (1, 14), (2, 14))
-    assert plan([], [(0, 5)], batch=64, budget=31, turn=0).prefill == ((0, 5),)
+    assert plan([], [(0, 3), (1, 100), (2, 100)], batch=64, budget=31, turn=0, slots=16).prefill == ((0, 3), (1, 14), (2, 14))
+    assert plan([], [(0, 5)], batch=64, budget=31, turn=0, slots=16).prefill == ((0, 5),)
 
 
 def test_a_budget_below_the_number_of_prompts_goes_round() -> None:
-    seen = [plan([9], [(0, 5), (1, 5), (2, 5)], batch=64, budget=1, turn=t).prefill for t in range(3)]
+    seen = [plan([9], [(0, 5), (1, 5), (2, 5)], batch=64, budget=1, turn=t, slots=16).prefill for t in range(3)]
     assert seen == [((0, 1),), ((1, 1),), ((2, 1),)]
 
 
 def test_a_full_batch_of_decodes_leaves_nothing() -> None:
-    assert plan([0, 1], [(2, 5)], batch=2, budget=16, turn=0) == Step((0, 1), ())
+    assert plan([0, 1], [(2, 5)], batch=2, budget=16, turn=0, slots=16) == Step((0, 1), ())
 
 
 def test_alone_the_pace_never_varies() -> None:

@@ -226,7 +226,7 @@ class LlamaCppEngine:
         for sequence in self._running:
             if sequence.prefilling and not self._follows(sequence):
                 prefilling.append((sequence.slot, sequence.left))
-        return plan(decoding, prefilling, self._context.rows, budget, self._steps), by_slot
+        return plan(decoding, prefilling, self._context.rows, budget, self._steps, self._slot_count), by_slot
 
     def _follows(self, sequence: work.Sequence) -> bool:
         """Whether an elder choice of the same prompt is at that prompt: this one waits, and then shares its memory."""

@@ -23,7 +23,9 @@ class Step(msgspec.Struct, frozen=True):
         return len(self.decode) + sum(count for _, count in self.prefill)
 
 
-def plan(decoding: Sequence[int], prefilling: Sequence[tuple[int, int]], batch: int, budget: int, turn: int) -> Step:
+def plan(
+    decoding: Sequence[int], prefilling: Sequence[tuple[int, int]], batch: int, budget: int, turn: int, slots: int
+) -> Step:
     """The next step.
 
     Args:
@@ -31,15 +33,16 @@ def plan(decoding: Sequence[int], prefilling: Sequence[tuple[int, int]], batch: 
         prefilling: (slot, prompt tokens left), oldest first; counts at least 1.
         batch: rows that one llama_decode takes; at least the number of slots.
         budget: prompt tokens that this step may take.
-        turn: the step's number; where the budget does not reach everyone, it says whose turn it is.
+        turn: the step's number; where the budget does not reach everyone, it is slot `turn` mod `slots`' turn first, so
+            that nobody waits for more than `slots` steps, whoever comes and goes meanwhile.
+        slots: how many slots there are in all.
     """
     left = min(budget, batch - len(decoding))
     if left <= 0 or not prefilling:
         return Step(tuple(decoding), ())
     takes = dict.fromkeys((slot for slot, _ in prefilling), 0)
     if left < len(prefilling):
-        begin = turn % len(prefilling)
-        for slot, _ in [*prefilling[begin:], *prefilling[:begin]][:left]:
+        for slot, _ in sorted(prefilling, key=lambda one: (one[0] - turn) % slots)[:left]:
             takes[slot] = 1
     else:
         wanting = list(prefilling)
