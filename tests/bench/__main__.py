@@ -109,7 +109,7 @@ def main() -> int:
     """Measure and write the page; the exit status says whether it could, not whether the bars are met."""
     asked = arguments().parse_args()
     parts, notes = asked.parts.split(","), list[str]()
-    command = "make bench" if len(sys.argv) == 1 else shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])  # what ran, however it was started
     samples: Samples = {}
     others: list[Figure] = []
     try:
