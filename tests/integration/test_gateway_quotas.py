@@ -87,15 +87,19 @@ class Counters:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
+        over = asyncio.Event()  # not a cancellation: the client's may get lost between two commands
+
         async def watch() -> None:
-            while True:
+            while not over.is_set():
                 self.most = [max(pair) for pair in zip(self.most, await self.now(), strict=True)]
                 await asyncio.sleep(0.005)
 
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(watch())
-            yield
-            task.cancel()
+            group.create_task(watch())
+            try:
+                yield
+            finally:
+                over.set()
 
 
 @contextlib.contextmanager
