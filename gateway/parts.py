@@ -6,13 +6,14 @@ import asyncio
 import random
 import secrets
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import make_url
 
 from backends.core.errors import GatewayError
+from gateway import figures
 from gateway.admin.caller import AdminParts
 from gateway.admin.surface import admin_routers
 from gateway.auth.authenticate import Authenticator
@@ -27,7 +28,7 @@ from gateway.config.settings import Configuration
 from gateway.domain.ids import uuid7
 from gateway.domain.settlement import RuleState
 from gateway.edge.asgi import EdgeApp
-from gateway.edge.web import WebParts, web_app
+from gateway.edge.web import VERSION, WebParts, web_app
 from gateway.gate.client import GateClient
 from gateway.gate.local import LocalGate
 from gateway.ledger.embedded import EmbeddedLedger
@@ -47,7 +48,7 @@ from gateway.pipeline.serve import serve
 from gateway.pipeline.settler import Settler
 from gateway.pipeline.tally import Tally
 from gateway.places import Backends, Retired
-from gateway.routing.catalog import Catalog
+from gateway.routing.catalog import Catalog, Place
 from gateway.runtime.gate_role import export_alone
 from gateway.telemetry import families
 from gateway.telemetry.aggregate import pack
@@ -123,24 +124,26 @@ class Parts:
         """Open what needs a running loop. Call `aclose` in the same task."""
         if isinstance(self.limits, RedisStore):
             await self.limits.start()
-            self.metrics.read(families.LIMITER_DEGRADED, lambda: 0.0 if self._redis.link.breaker.closed else 1.0)
-            self.metrics.read(families.LEDGER_QUEUE, lambda: float(self._redis.settlements.kept))
-            self.metrics.read(families.LIMIT_OVERRUN, lambda: self._redis.settlements.overruns)
-            self.metrics.read(families.LIMIT_POISONED, lambda: self._redis.poisoned)
-            self.metrics.read(families.DEGRADED_ADMISSIONS, lambda: self._redis.degraded)
         elif self._ledger is not None:
             now_us = wall_us()
             self._ledger.start(now_us)
             self._embedded.restore(self._ledger.recent(now_us - LONGEST_PERIOD_US))
-            self.metrics.read(families.LIMIT_OVERRUN, lambda: self._embedded.overruns)
+        figures.read_process(self.metrics, VERSION)
+        figures.read_limits(self.metrics, self.limits, self._ledger)
+        figures.read_places(self.metrics, self._places)
         self.metrics.read(families.OPEN_STREAMS, lambda: len(self.open_requests))
         self.metrics.read(families.LOG_DROPPED, lambda: self.sink.dropped)
+        self.metrics.read(families.WORKERS_READY, lambda: not self.not_ready())
+        self.metrics.set(families.CONFIG_LOADED, wall_us() / 1e6)
 
     @property
     def background(self) -> list[Callable[[], Coroutine[Any, Any, object]]]:
         """What runs beside the requests until the worker ends."""
         metrics_address = self.boot.configuration.static.telemetry.metrics.address
         work: list[Callable[[], Coroutine[Any, Any, object]]] = [self.auth.watch, self._renew, self._tend, self._await_engines]
+        work.append(lambda: figures.tick(self.metrics))
+        if self._index == 0:
+            work.append(self._looking().run)
         if self._ledger is not None:
             static = self.boot.configuration.static
             work.append(lambda: keep_retention(self.boot.configuration.ledger_url, static.ledger.retain_days, wall_us))
@@ -174,6 +177,7 @@ class Parts:
             self.refused(str(error))
             return
         self.metrics.set(families.CONFIG_FAILED, 0.0)
+        self.metrics.set(families.CONFIG_LOADED, wall_us() / 1e6)
         self.sink.event("config_reloaded", version=self._view.snapshot.version)
 
     def refused(self, reason: str) -> None:
@@ -262,10 +266,14 @@ class Parts:
                 self.sink.event("settlements_adopted", count=count)
         return own
 
-    @property
-    def _redis(self) -> RedisStore:
-        assert isinstance(self.limits, RedisStore)
-        return self.limits
+    def _places(self) -> Iterable[Place]:
+        return self._view.catalog.places.values()
+
+    def _looking(self) -> figures.Looking:
+        """Engines are started once, so those of now are those of always."""
+        engines = {name: self._backends.engine(name) for name in self._view.snapshot.engines}
+        stream = self.limits.stream if isinstance(self.limits, RedisStore) else None
+        return figures.Looking(self.metrics, engines, stream, self.limits.now_us)
 
     @property
     def _embedded(self) -> EmbeddedStore:
@@ -278,6 +286,8 @@ class Parts:
 
     def _observe(self, tally: Tally) -> None:
         self.metrics.observe(tally)
+        if tally.error is not None:
+            figures.count_refusal(self.metrics, tally)
         if self._log_requests:
             self._request_log.observe(tally, wall_us())
 

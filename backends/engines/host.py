@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -46,6 +47,11 @@ def log(event: str, **fields: object) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     sys.stderr.write(msgspec.json.encode({"ts": now, "event": event, **fields}).decode() + "\n")
     sys.stderr.flush()
+
+
+def resident_bytes() -> int:
+    """This process' resident memory (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Connection(asyncio.Protocol):
@@ -251,7 +257,11 @@ class Host:
         if not self._state.ready:
             connection.send(ipc.Stats(number, {}))
             return
-        self._engine.figures(lambda figures: self.post(connection.send, ipc.Stats(number, figures)))
+
+        def tell(figures: dict[str, object]) -> None:
+            self.post(connection.send, ipc.Stats(number, {**figures, "resident_bytes": resident_bytes()}))
+
+        self._engine.figures(tell)
 
     def _forget(self, id: str) -> Connection | None:
         connection = self._owners.pop(id, None)

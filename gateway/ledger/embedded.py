@@ -87,6 +87,8 @@ class EmbeddedLedger:
         self._thread: threading.Thread | None = None
         self._lock: int | None = None
         self._failing = ""
+        self.written = 0
+        """Final rows committed."""
         self.unstored = 0
         """Final rows that could not be written before `close` gave up, or that SQLite refuses; each is in the log."""
 
@@ -169,6 +171,7 @@ class EmbeddedLedger:
                 heartbeat += 1
                 error = self._store(database, opens, held, heartbeat if self._failing else 0)
                 if error is None:
+                    self.written += len(held)
                     held = []
                 elif isinstance(error, _CONTENT):
                     error = self._store(database, opens, [], 0)
@@ -223,6 +226,8 @@ class EmbeddedLedger:
                 self._give_up(item, type(error).__name__)
             elif error is not None:
                 left.append(item)
+            else:
+                self.written += 1
         return left
 
     def _give_up(self, item: _Item, reason: str) -> None:

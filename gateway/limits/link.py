@@ -106,6 +106,8 @@ class Link:
         self.offset_us = 0
         """Server clock minus this loop's clock, learnt from replies; never above the truth by more than its drift."""
         self.known_offset = False
+        self.outages = 0
+        """How often the breaker opened."""
 
     @property
     def up(self) -> bool:
@@ -270,6 +272,7 @@ class Link:
         before = self.breaker.state
         self.breaker.failed(asyncio.get_running_loop().time(), timed_out=timed_out)
         if before == "closed" and self.breaker.state == "open":
+            self.outages += 1
             log.warning("limits_redis_out", extra={"reason": reason})
         self._down.set()
         self._fail_all(reason, queued=not self.breaker.closed)

@@ -24,6 +24,7 @@ from gateway.limits.refusal import refusal, unavailable
 from gateway.limits.scripts import Script, Scripts, compose
 from gateway.limits.spool import Spool
 from gateway.limits.store import PeriodOver, check_periods
+from gateway.limits.stream import StreamLook, StreamState
 from gateway.limits.wire import ReplyError
 
 log = logging.getLogger(__name__)
@@ -220,6 +221,17 @@ class RedisStore:
             return (await command.future).states
         except LinkDown as error:
             raise unavailable(_RETRY_MS, str(error)) from None
+
+    async def stream(self) -> StreamState:
+        """What waits in the usage stream.
+
+        Raises:
+            LinkDown: Redis does not answer.
+        """
+        command = StreamLook()
+        if not self.link.send(command):
+            raise LinkDown("breaker open", sent=False)
+        return await command.future
 
     async def renew(self, live: Sequence[Progress]) -> None:
         """See `LimitStore.renew`; bounded batches, so that no script runs long."""

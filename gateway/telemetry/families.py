@@ -1,8 +1,8 @@
 """The catalogue of metrics: names with units, labels, buckets, and how several processes' values become one.
 
-Labels are `model`, `deployment`, `outcome`, `scope` and `unit`, never a key, a user or anything that a client chose:
-models and deployments come from the configuration, the others from fixed lists. Durations are seconds (Prometheus, "Metric and
-label naming").
+Labels are `model`, `deployment`, `engine`, `outcome`, `scope`, `unit` and `version`, never a key, a user or anything that a
+client chose: models, deployments and engines come from the configuration, the others from fixed lists. Durations are
+seconds, sizes bytes (Prometheus, "Metric and label naming").
 """
 
 from __future__ import annotations
@@ -83,6 +83,48 @@ QUEUE_DEPTH = Family("switchyard_queue_depth", "Requests that wait for a slot of
 SLOTS_IN_USE = Family("switchyard_slots_in_use", "Requests in flight on a deployment with a bound.", "gauge", ("deployment",))
 SLOTS_LIMIT = Family("switchyard_slots_limit", "The bound.", "gauge", ("deployment",))
 WORKERS = Family("switchyard_workers", "Worker processes that answered this scrape.", "gauge")
+WORKERS_READY = Family("switchyard_workers_ready", "Worker processes that say that they should get traffic.", "gauge")
+WORKER_MEMORY = Family("switchyard_worker_resident_bytes", "Resident memory of the workers.", "gauge")
+WORKER_FDS = Family("switchyard_worker_open_fds", "File descriptors that the workers have open.", "gauge")
+WORKER_CPU = Family("switchyard_worker_cpu_seconds_total", "CPU time of the workers, user and system.", "counter")
+LOOP_LAG = Family(
+    "switchyard_event_loop_lag_seconds", "How late the slowest worker's event loop was at its last tick.", "gauge", merge="max"
+)
+BUILD = Family("switchyard_build_info", "1, with the version that runs.", "gauge", ("version",), merge="max")
+CONFIG_LOADED = Family(
+    "switchyard_config_loaded_timestamp_seconds", "When the present configuration was taken.", "gauge", merge="max"
+)
+BREAKER_OPEN = Family(
+    "switchyard_breaker_open", "Workers that try the deployment last, because it failed.", "gauge", ("deployment",)
+)
+LIMIT_REFUSALS = Family(
+    "switchyard_limit_refusals_total", "Admissions that a limit refused (429), by that limit.", "counter", ("scope", "unit")
+)
+LIMITER_OUTAGES = Family("switchyard_limiter_outages_total", "Times that a worker stopped asking the limit store.", "counter")
+SETTLEMENTS_LOST = Family(
+    "switchyard_settlements_lost_total", "Ledger rows that could be kept nowhere; each is in the log.", "counter"
+)
+LEDGER_SPOOL = Family("switchyard_ledger_spool_bytes", "Settlements on disk that wait for the limit store.", "gauge")
+LEDGER_WRITTEN = Family(
+    "switchyard_ledger_rows_written_total",
+    "Rows committed to SQL. Through Redis: by all gateways on it, and each of them tells the whole.",
+    "counter",
+)
+STREAM_ROWS = Family(
+    "switchyard_usage_stream_rows", "Rows in Redis that are not in SQL yet, of all gateways on it.", "gauge", merge="max"
+)
+STREAM_LAG = Family("switchyard_usage_stream_lag_seconds", "Age of the oldest of them.", "gauge", merge="max")
+_E = ("engine",)
+ENGINE_UP = Family("switchyard_engine_up", "1 while the engine's process answers.", "gauge", _E, merge="max")
+ENGINE_RUNNING = Family("switchyard_engine_running", "Sequences in the engine's batch.", "gauge", _E, merge="max")
+ENGINE_QUEUED = Family("switchyard_engine_queued", "Sequences that wait for one of its slots.", "gauge", _E, merge="max")
+ENGINE_SLOTS = Family("switchyard_engine_slots", "Sequences that it computes at once.", "gauge", _E, merge="max")
+ENGINE_KV = Family("switchyard_engine_kv_used_tokens", "Tokens of running sequences in its cache.", "gauge", _E, merge="max")
+ENGINE_KV_SIZE = Family("switchyard_engine_kv_size_tokens", "Tokens that its cache holds.", "gauge", _E, merge="max")
+ENGINE_MEMORY = Family(
+    "switchyard_engine_resident_bytes", "Resident memory of its process, without a GPU's.", "gauge", _E, merge="max"
+)
+ENGINE_STEPS = Family("switchyard_engine_steps_total", "Steps that it computed.", "counter", _E)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -91,5 +133,8 @@ FAMILIES: dict[str, Family] = {
         *(QUEUE_WAIT, ATTEMPTS, FALLBACKS, REFUSALS, OPEN_STREAMS, LIMITER_DEGRADED, LIMIT_OVERRUN, LEDGER_QUEUE),
         *(LIMIT_NEAR, LIMIT_SHADOW, LIMIT_POISONED, DEGRADED_ADMISSIONS),
         *(CONFIG_FAILED, LOG_DROPPED, QUEUE_DEPTH, SLOTS_IN_USE, SLOTS_LIMIT, WORKERS),
+        *(WORKERS_READY, WORKER_MEMORY, WORKER_FDS, WORKER_CPU, LOOP_LAG, BUILD, CONFIG_LOADED, BREAKER_OPEN),
+        *(LIMIT_REFUSALS, LIMITER_OUTAGES, SETTLEMENTS_LOST, LEDGER_SPOOL, LEDGER_WRITTEN, STREAM_ROWS, STREAM_LAG),
+        *(ENGINE_UP, ENGINE_RUNNING, ENGINE_QUEUED, ENGINE_SLOTS, ENGINE_KV, ENGINE_KV_SIZE, ENGINE_MEMORY, ENGINE_STEPS),
     )
 }

@@ -7,7 +7,7 @@ more than the gateway may add, so its public custom-collector interface is used 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from backends.core.errors import BackendError, GatewayError
 from gateway.domain.settlement import Outcome
@@ -43,6 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self._values: Dump = {}
         self._children: dict[tuple[str, str, Outcome], _Children] = {}
+        self._looks: list[Callable[[], None]] = []
         self._readers: list[tuple[Family, tuple[str, ...], Callable[[], float]]] = []
         self._limiter = self.child(f.LIMITER)
         self._overhead = self.child(f.OVERHEAD)
@@ -69,6 +70,14 @@ class Metrics:
         """A gauge or counter whose value is asked for at each scrape."""
         self.child(family, *labels)
         self._readers.append((family, labels, source))
+
+    def before_dump(self, look: Callable[[], None]) -> None:
+        """Have this called before each dump, to bring figures up to date."""
+        self._looks.append(look)
+
+    def replace(self, family: Family, values: Mapping[str, float]) -> None:
+        """All series of a family with one label, by its value; others of it end."""
+        self._values[family.name] = {(label,): [value] for label, value in values.items()}
 
     def observe(self, tally: Observed) -> None:
         """Count one request that has ended. A dozen list bumps; no lock, no allocation that stays."""
@@ -112,6 +121,8 @@ class Metrics:
 
     def dump(self) -> Dump:
         """A copy of all values, with the read ones asked for now."""
+        for look in self._looks:
+            look()
         for family, labels, source in self._readers:
             self._values[family.name][labels][0] = float(source())
         return {name: {labels: list(v) for labels, v in series.items()} for name, series in self._values.items()}

@@ -81,9 +81,9 @@ def test_an_unknown_model_is_other_and_a_refusal_has_its_reason() -> None:
     assert b"not-a-label" not in exposition(metrics.dump())
 
 
-def test_labels_are_only_the_five() -> None:
+def test_labels_are_of_a_fixed_set() -> None:
     labels = {label for family in f.FAMILIES.values() for label in family.labels}
-    assert labels == {"model", "deployment", "outcome", "scope", "unit"}
+    assert labels == {"model", "deployment", "engine", "outcome", "scope", "unit", "version"}
     assert all(name.startswith("switchyard_") for name in f.FAMILIES)
 
 
