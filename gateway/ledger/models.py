@@ -6,7 +6,6 @@ what the in-process limit store rebuilds its counters from (its own encoding); w
 
 from __future__ import annotations
 
-import msgspec
 import sqlalchemy as sa
 
 from gateway.domain.settlement import LedgerRow
@@ -44,8 +43,3 @@ LEDGER = sa.Table(
 )
 #: The columns that a LedgerRow fills, in its order.
 ROW_FIELDS: tuple[str, ...] = LedgerRow.__struct_fields__
-
-
-def row_values(row: LedgerRow) -> dict[str, object]:
-    """A row as column values, `state` final and without charges."""
-    return {**msgspec.structs.asdict(row), "state": "final", "charges": None}

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
-import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -23,15 +22,15 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.domain.settlement import LedgerRow
-from gateway.domain.usage_stream import COMMITTED, PREFIX, ROW, STREAM, unpack_row
+from gateway.domain.usage_stream import COMMITTED, PREFIX, ROW, STREAM
 from gateway.ledger.queries import keep_retention
-from gateway.ledger.rows import connect, store_rows, unstorable
+from gateway.ledger.rows import Values, connect, store_values, unpack_values
 
 LEASE = PREFIX + "ledger"
 #: Entries that are no rows, kept for a human; the newest 10,000 or so.
 DEAD = STREAM + ":dead"
 _DEAD_MAX = 10_000
+_ROW = ROW.encode()
 _OUTAGE = (SQLAlchemyError, RedisError, OSError, TimeoutError)
 _LEASE_LUA = """
 local held = redis.call('GET', KEYS[1])
@@ -40,16 +39,16 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 _RELEASE_LUA = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-# The acknowledgement only grows; the ids of a batch are in order.
+# The acknowledgement only grows. A batch begins where the stream does, so everything up to its last entry was in it.
 _ACK_LUA = """
 local function parts(id)
   local at, number = string.match(id or '', '^(%d+)-(%d+)$')
   return tonumber(at) or 0, tonumber(number) or 0
 end
-local at, number = parts(ARGV[#ARGV])
+local at, number = parts(ARGV[1])
 local was_at, was_number = parts(redis.call('GET', KEYS[2]) or '')
-if at > was_at or (at == was_at and number > was_number) then redis.call('SET', KEYS[2], ARGV[#ARGV]) end
-for i = 1, #ARGV do redis.call('XDEL', KEYS[1], ARGV[i]) end
+if at > was_at or (at == was_at and number > was_number) then redis.call('SET', KEYS[2], ARGV[1]) end
+redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[2])
 return 1
 """
 _log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class LedgerRole:
         lease_ms: how long a dead holder keeps the others waiting.
     """
 
-    def __init__(self, redis: Redis, engine: AsyncEngine, token: str, *, batch: int = 500, lease_ms: int = 10_000) -> None:
+    def __init__(self, redis: Redis, engine: AsyncEngine, token: str, *, batch: int = 1000, lease_ms: int = 10_000) -> None:
         self._redis = redis
         self._engine = engine
         self._token = token
@@ -102,19 +101,18 @@ class LedgerRole:
         entries: Sequence[Entry] = found
         if not entries:
             return 0
-        rows: list[LedgerRow] = []
+        rows: list[Values] = []
         dead: list[tuple[Entry, str]] = []
         for entry in entries:
-            row, reason = _read(entry[1])
-            if row is None:
-                dead.append((entry, reason))
-            else:
-                rows.append(row)
-        await store_rows(self._engine, rows)
+            try:
+                rows.append(unpack_values(entry[1].get(_ROW, b"")))
+            except ValueError as error:
+                dead.append((entry, str(error)))
+        await store_values(self._engine, rows)
         # After the rows, or an outage of SQL would bury them again at each try.
         for (id, fields), reason in dead:
             await self._bury(id, fields, reason)
-        await self._acknowledge(entries)
+        await self._acknowledge(entries[-1][0])
         self.written += len(rows)
         return len(entries)
 
@@ -130,15 +128,16 @@ class LedgerRole:
         self.dead += 1
         _log.error("usage entry is no ledger row, moved aside", extra={"entry": id.decode(), "reason": reason, "stream": DEAD})
 
-    async def _acknowledge(self, entries: Sequence[Entry]) -> None:
-        await self._eval(_ACK_LUA, (STREAM, COMMITTED), tuple([id for id, _ in entries]))
+    async def _acknowledge(self, last: bytes) -> None:
+        at, _, number = last.partition(b"-")
+        await self._eval(_ACK_LUA, (STREAM, COMMITTED), (last, b"%b-%d" % (at, int(number) + 1)))
 
     async def _eval(self, script: str, keys: tuple[str, ...], arguments: tuple[bytes | str | int, ...]) -> Any:
         return await self._redis.eval(script, len(keys), *keys, *arguments)
 
 
 async def run_ledger(
-    redis_url: str, database_url: str, retain_days: int, stop: asyncio.Event, *, linger_s: float = 0.1, retry_s: float = 0.5
+    redis_url: str, database_url: str, retain_days: int, stop: asyncio.Event, *, linger_s: float = 0.2, retry_s: float = 0.5
 ) -> None:
     """The process: drain until `stop`, then once more what is left, for at most 5 s.
 
@@ -191,13 +190,3 @@ async def _drain_until(role: LedgerRole, stop: asyncio.Event, linger_s: float, r
 
 def _wall_us() -> int:
     return time.time_ns() // 1000
-
-
-def _read(fields: Mapping[bytes, bytes]) -> tuple[LedgerRow | None, str]:
-    """The row of an entry, or why there is none."""
-    try:
-        row = unpack_row(fields.get(ROW.encode(), b""))
-    except (msgspec.DecodeError, ValueError) as error:
-        return None, type(error).__name__
-    reason = unstorable(row)
-    return (row, "") if reason is None else (None, reason)
