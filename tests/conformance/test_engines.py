@@ -1,4 +1,7 @@
-"""What every engine must do, asked through its host process and the worker's client."""
+"""What every engine must do, asked through its host process and the worker's client.
+
+One suite for all engines (`engine_cases.py`): a capability flag that an engine lacks skips a test, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +11,37 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 
 from backends.core.errors import BadRequest, ContextTooLong, Overloaded
 from backends.core.events import Finish, Started, TextDelta
-from backends.core.request import GenerationRequest, Message, Prompt, Sampling, Text
+from backends.core.request import GenerationRequest, Message, Output, Prompt, Sampling, Text
 from backends.core.usage import Usage
 from backends.engines.client import EngineClient
+from tests.conformance.engine_cases import PARAMS, EngineCase
 from tests.engine_host import TOKEN, HostProcess, events, text, up
-from tests.models import chat_gguf
 
-ENGINES = [pytest.param("scripted"), pytest.param("llamacpp", marks=pytest.mark.llamacpp)]
 PROMPT = "Count from one to one hundred in words and then tell me a long story about every number."
 
 
-def launch(kind: str) -> dict[str, Any]:
-    """The same shape for every engine: 2 slots, a queue of 2, 512 tokens of context."""
-    base: dict[str, Any] = {"slots": 2, "queue": 2, "context": 512}
-    if kind == "scripted":
-        script = [f" word{n}" for n in range(40)]
-        return base | {"options": {"script": script, "repeat": True, "prefill": 4, "step_s": 0.01}}
-    return base | {"model": chat_gguf(), "options": {"batch": 32}}
+@pytest.fixture(scope="module", params=PARAMS)
+def case(request: pytest.FixtureRequest) -> EngineCase:
+    chosen: EngineCase = request.param
+    return chosen
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def host(request: pytest.FixtureRequest) -> Iterator[HostProcess]:
-    process = HostProcess(request.param, **launch(request.param))
+@pytest.fixture(scope="module")
+def host(case: EngineCase) -> Iterator[HostProcess]:
+    process = HostProcess(case.kind, **{"slots": 2, "queue": 2, "context": 512, **case.launch()})
     yield process
     process.end()
 
 
 @pytest.fixture
-async def engine(host: HostProcess) -> AsyncIterator[EngineClient]:
+async def engine(host: HostProcess, case: EngineCase) -> AsyncIterator[EngineClient]:
     client = EngineClient(host.socket, TOKEN, "e1")
-    await up(client)
+    await up(client, case.up_s)
     yield client
     await client.aclose()
 
@@ -65,15 +65,17 @@ async def test_a_whole_answer(engine: EngineClient) -> None:
     assert usage.input_tokens > 10
 
 
-async def test_it_tells_what_it_is(engine: EngineClient) -> None:
+async def test_it_tells_what_it_is(engine: EngineClient, case: EngineCase) -> None:
     facts = engine.describe()
     assert (facts["context"], facts["slots"]) == (512, 2)
-    assert {"chat", "completions", "n", "logprobs", "seed", "stop"} <= set(facts["capabilities"])  # type: ignore[call-overload]
+    wanted = {"chat", "completions", "max_tokens", "temperature"} | ({"n", "logprobs", "seed", "stop"} & case.can)
+    assert wanted <= set(facts["capabilities"])  # type: ignore[call-overload]
     figures = await engine.stats()
     assert figures["queued"] == 0
 
 
-async def test_n_choices_finish_once_each_and_the_prompt_is_counted_once(engine: EngineClient) -> None:
+async def test_n_choices_finish_once_each_and_the_prompt_is_counted_once(engine: EngineClient, case: EngineCase) -> None:
+    case.need("n")
     one = (await events(engine, chat(max_tokens=5)))[-1]
     got = await events(engine, chat(n=3, max_tokens=5, temperature=1.0, seed=3))
     assert sorted(e.choice for e in got if isinstance(e, Finish)) == [0, 1, 2]
@@ -84,7 +86,8 @@ async def test_n_choices_finish_once_each_and_the_prompt_is_counted_once(engine:
     assert usage.output_tokens <= 15
 
 
-async def test_several_prompts_are_numbered_in_order(engine: EngineClient) -> None:
+async def test_several_prompts_are_numbered_in_order(engine: EngineClient, case: EngineCase) -> None:
+    case.need("several_prompts", "n")
     job = GenerationRequest(
         "m", prompts=(Prompt("One two three"), Prompt("Once upon a time there")), n=2, sampling=Sampling(max_tokens=3)
     )
@@ -92,7 +95,8 @@ async def test_several_prompts_are_numbered_in_order(engine: EngineClient) -> No
     assert sorted(e.choice for e in got if isinstance(e, Finish)) == [0, 1, 2, 3]
 
 
-async def test_a_stop_string_ends_it_and_is_left_out(engine: EngineClient) -> None:
+async def test_a_stop_string_ends_it_and_is_left_out(engine: EngineClient, case: EngineCase) -> None:
+    case.need("stop")
     whole = text(await events(engine, chat(max_tokens=24)))
     stop = whole[len(whole) // 2 :][:5]
     got = await events(engine, chat(max_tokens=24, stop=(stop,)))
@@ -100,13 +104,15 @@ async def test_a_stop_string_ends_it_and_is_left_out(engine: EngineClient) -> No
     assert Finish("stop") in got
 
 
-async def test_a_seed_reproduces_and_another_differs(engine: EngineClient) -> None:
+async def test_a_seed_reproduces_and_another_differs(engine: EngineClient, case: EngineCase) -> None:
+    case.need("seed")
     first, again, other = [text(await events(engine, chat(temperature=1.5, seed=seed, max_tokens=20))) for seed in (7, 7, 8)]
     assert first == again
     assert first != other
 
 
-async def test_logprobs_cover_every_token(engine: EngineClient) -> None:
+async def test_logprobs_cover_every_token(engine: EngineClient, case: EngineCase) -> None:
+    case.need("logprobs")
     got = await events(engine, chat(top_logprobs=2, max_tokens=8))
     told = [one for e in got if isinstance(e, TextDelta) for one in e.logprobs]
     assert len(told) == 8
@@ -127,7 +133,8 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers(engine: En
     assert any(int(w.strip(".;,")) >= 700 for w in caught.value.message.split() if w.strip(".;,").isdigit())
 
 
-async def test_the_context_filling_up_ends_with_length(engine: EngineClient) -> None:
+async def test_the_context_filling_up_ends_with_length(engine: EngineClient, case: EngineCase) -> None:
+    case.need("ignore_eos", "exact_context")
     got = await events(engine, chat("word " * 440, max_tokens=400, ignore_eos=True))
     usage = got[-1]
     assert isinstance(usage, Usage)
@@ -142,7 +149,10 @@ async def test_work_of_another_kind_is_refused(engine: EngineClient) -> None:
         await events(engine, EmbeddingRequest("m", (Prompt("x"),)))
 
 
-async def test_a_full_queue_is_refused_with_a_time_to_come_back(engine: EngineClient, host: HostProcess) -> None:
+async def test_a_full_queue_is_refused_with_a_time_to_come_back(
+    engine: EngineClient, host: HostProcess, case: EngineCase
+) -> None:
+    case.need("queue", "ignore_eos")
     begun = len(host.lines("submit"))
     async with AsyncExitStack() as stack:
         for _ in range(4):  # two run, two wait
@@ -157,7 +167,10 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_back(engine: EngineCl
 
 
 @pytest.mark.parametrize("phase", ["queued", "prefill", "decode"])
-async def test_leaving_frees_the_slot_within_half_a_second(engine: EngineClient, host: HostProcess, phase: str) -> None:
+async def test_leaving_frees_the_slot_within_half_a_second(
+    engine: EngineClient, host: HostProcess, case: EngineCase, phase: str
+) -> None:
+    case.need("step_log", "ignore_eos")
     cancels = len(host.lines("cancel"))
     known = {line["id"] for line in host.lines("submit")}
     async with AsyncExitStack() as stack:
@@ -190,7 +203,8 @@ async def test_leaving_frees_the_slot_within_half_a_second(engine: EngineClient,
     assert (figures["running"], figures["queued"]) == (0, 0)
 
 
-async def test_a_lost_connection_cancels_its_jobs(engine: EngineClient, host: HostProcess) -> None:
+async def test_a_lost_connection_cancels_its_jobs(engine: EngineClient, host: HostProcess, case: EngineCase) -> None:
+    case.need("ignore_eos")
     other = EngineClient(host.socket, TOKEN, "e1")
     async with other.open(chat(max_tokens=400, ignore_eos=True)) as stream:
         await anext(stream)
@@ -202,3 +216,36 @@ async def test_a_lost_connection_cancels_its_jobs(engine: EngineClient, host: Ho
                 await asyncio.sleep(0.005)
         assert mine[0]["t"] - left < 0.5
     assert (await engine.stats())["running"] == 0
+
+
+async def test_an_answer_keeps_to_a_schema(engine: EngineClient, case: EngineCase) -> None:
+    case.need("schema")
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer"}},
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+    }
+    output = Output("json_schema", schema=msgspec.Raw(msgspec.json.encode(schema)))
+    job = msgspec.structs.replace(chat(max_tokens=60), output=output)
+    found = msgspec.json.decode(text(await events(engine, job)))
+    assert found["colour"] in ("red", "green")
+    assert type(found["count"]) is int
+    assert set(found) == {"colour", "count"}
+
+
+async def test_an_answer_keeps_to_a_grammar(engine: EngineClient, case: EngineCase) -> None:
+    case.need("grammar")
+    output = Output("grammar", grammar='root ::= "yes" | "no"')
+    got = await events(engine, msgspec.structs.replace(chat(), output=output))
+    assert text(got) in ("yes", "no")
+
+
+async def test_a_prompt_that_was_read_before_is_told_as_cached(engine: EngineClient, case: EngineCase) -> None:
+    case.need("cached")
+    prompt = f"The following is a list of rivers, their lengths and the countries that they flow through. {PROMPT}"
+    first, again = [(await events(engine, chat(prompt, max_tokens=4)))[-1] for _ in range(2)]
+    assert isinstance(first, Usage)
+    assert isinstance(again, Usage)
+    assert again.input_tokens == first.input_tokens
+    assert 0 < again.cached_input_tokens < again.input_tokens
