@@ -134,6 +134,8 @@ def _engine(boot: Boot, spec: EngineSpec) -> Role:
             context=spec.context,
             queue=spec.queue,
             options=spec.options,
+            python=spec.python,
+            environment=spec.environment,
         )
     )
 

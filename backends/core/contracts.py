@@ -107,6 +107,12 @@ class Engine(Protocol):
     def hurry(self) -> None:
         """A job is about to be cancelled: end a long step early if that can be done. From another thread."""
 
+    def nudge(self) -> None:
+        """A command waits: a `step` that only waits for others (another thread, another process) is to return now.
+
+        From another thread. An engine that computes in `step` itself has nothing to do.
+        """
+
     def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
         """Advance by one step; the events of each job that has some. Empty when idle. `Usage` or `Failure` end a job."""
 

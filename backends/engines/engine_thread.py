@@ -58,23 +58,28 @@ class EngineThread:
 
     def submit(self, id: str, job: Job) -> None:
         """Give the engine a job."""
-        self._commands.put(partial(self._submit, id, job))
+        self._give(partial(self._submit, id, job))
 
     def cancel(self, id: str) -> None:
         """Have the engine forget a job, in the middle of a long step if need be."""
-        self._commands.put(partial(self._cancel, id))
+        self._give(partial(self._cancel, id))
         if self._engine is not None:
             self._engine.hurry()
 
     def figures(self, tell: Callable[[dict[str, object]], None]) -> None:
         """Have the engine's figures told."""
-        self._commands.put(lambda: tell(dict(self._loaded.describe())))
+        self._give(lambda: tell(dict(self._loaded.describe())))
 
     def stop(self, wait_s: float) -> bool:
         """End after the current step. Whether it did within the time."""
-        self._commands.put(None)
+        self._give(None)
         self._thread.join(wait_s)
         return not self._thread.is_alive()
+
+    def _give(self, command: Command | None) -> None:
+        self._commands.put(command)
+        if self._engine is not None:
+            self._engine.nudge()
 
     @property
     def _loaded(self) -> Engine:

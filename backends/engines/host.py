@@ -305,6 +305,7 @@ def main() -> int:
     if (problem := launch.problem()) is not None:
         log("bad_launch", engine=launch.name, reason=problem)
         return 2
+    os.environ.update(launch.environment)
     try:
         return asyncio.run(Host(launch).run())
     except EngineLoadFailed as error:

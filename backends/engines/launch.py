@@ -7,6 +7,7 @@ environment, which other processes of the machine may read.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -18,6 +19,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `model`: path of the weights. `socket`: path of the Unix socket to make. `token`: per-boot secret that a worker
     must show. `slots`: requests that run at once. `context`: tokens per slot, 0 = what the model was trained with.
     `queue`: jobs that may wait for a slot. `parent_fd`: an inherited pipe's read end; the host exits when it closes.
+    `python`: the interpreter that has the engine's packages, "" = this one. `environment`: variables that the host sets
+    for itself before it imports the engine.
     """
 
     name: str
@@ -31,6 +34,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: int = 64
     options: dict[str, object] = {}
     parent_fd: int | None = None
+    python: str = ""
+    environment: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"EngineLaunch({self.name!r}, {self.kind!r})"
@@ -50,6 +55,16 @@ class EngineLaunch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
 
+HOST = "backends.engines.host"
+#: Runs the host in an interpreter that does not have Switchyard: our package alone is shown to it, not the rest of what
+#: is installed beside it, which would come before the engine's own libraries. It needs msgspec and jinja2 of its own.
+_ELSEWHERE = f"""
+import importlib.util, runpy, sys
+folder = sys.argv.pop(1)
+spec = importlib.util.spec_from_file_location("backends", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["backends"] = importlib.util.module_from_spec(spec)
+runpy.run_module("{HOST}", run_name="__main__")
+"""
 #: Bytes of a Unix socket's path on Linux (sockaddr_un.sun_path less its NUL).
 MAX_SOCKET_PATH = 107
 #: Bytes of a launch on standard input that a host reads at most.
@@ -61,4 +76,7 @@ def command(launch: EngineLaunch) -> tuple[list[str], bytes]:
 
     `parent_fd` must be inherited under its number (`pass_fds`).
     """
-    return [sys.executable, "-m", "backends.engines.host", launch.name], msgspec.json.encode(launch)
+    data = msgspec.json.encode(launch)
+    if not launch.python:
+        return [sys.executable, "-m", HOST, launch.name], data
+    return [launch.python, "-P", "-c", _ELSEWHERE, str(Path(__file__).parent.parent), launch.name], data

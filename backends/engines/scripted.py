@@ -151,6 +151,9 @@ class ScriptedEngine:
     def hurry(self) -> None:
         """Nothing to do: steps are short."""
 
+    def nudge(self) -> None:
+        """Nothing to do: a step never only waits."""
+
     def busy(self) -> bool:
         """Whether there is work."""
         return bool(self._jobs or self._embedding)

@@ -16,6 +16,7 @@ from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabili
 from backends.core.request import Sampling
 from backends.templates.families import FAMILIES
 from backends.templates.families import named as _builtin
+from gateway.config.compiled_engines import compile_engine
 from gateway.config.compiled_limits import ANY_KEY, ANY_USER, GATEWAY, compile_limits
 from gateway.config.dynamic import (
     DefaultsEntry,
@@ -108,17 +109,7 @@ class Compiler:
     def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
         path: KeyPath = ("engines", name)
         self._one_of((*path, "kind"), entry.kind, registry.ENGINES, "engine")
-        # Only what was stated: another kind of engine need not know these.
-        options = entry.model_dump(
-            include={"embedding", "threads", "batch", "gpu_layers"}, exclude_unset=True, exclude_none=True
-        )
-        options |= entry.options
-        if self._families(path, entry):
-            options |= registry.marker_options(entry.kind, entry.tools or "", entry.thinking or "")
-        model = str(self._base / entry.model)
-        if "\0" in entry.model:
-            self._report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
-        return EngineSpec(name, entry.kind, model, entry.slots, entry.context, entry.queue, options)
+        return compile_engine(name, entry, self._base, known=self._families(path, entry), report=self._report)
 
     def _deployment(self, name: str, entry: DeploymentEntry) -> Deployment:
         path: KeyPath = ("deployments", name)

@@ -144,6 +144,15 @@ class EngineEntry(Entry):
         default=None, description="family in whose way the model writes tool calls in its text (default: none)"
     )
     thinking: str | None = Field(default=None, description="family in whose way the model marks its thoughts (default: none)")
+    python: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Python interpreter that has the engine's packages: a name on the PATH, or a path; a relative one starts at"
+        " the configuration file (default: the gateway's own)",
+    )
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="environment variables of the engine's process, such as CUDA_VISIBLE_DEVICES"
+    )
     options: dict[str, object] = Field(
         default_factory=dict, description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch"
     )

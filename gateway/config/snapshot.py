@@ -23,7 +23,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     """A local engine: one host process, one model.
 
     `options` go to the engine as they are validated (threads, context, slots, embedding …). `context` is tokens per
-    slot. `host_memory_mb` 0 = unlimited.
+    slot. `host_memory_mb` 0 = unlimited. `python` "" = the gateway's own interpreter.
     """
 
     name: str
@@ -33,6 +33,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     context: int = 4096
     queue: int = 64
     options: dict[str, object] = {}
+    python: str = ""
+    environment: dict[str, str] = {}
 
 
 class Team(msgspec.Struct, frozen=True):

@@ -121,6 +121,9 @@ class LlamaEmbedder:
         if self._may_halt:
             self._context.halt()
 
+    def nudge(self) -> None:
+        """Nothing to do: a step never only waits."""
+
     def busy(self) -> bool:
         """Whether there is work."""
         return bool(self._jobs)

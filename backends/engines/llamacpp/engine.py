@@ -113,6 +113,9 @@ class LlamaCppEngine:
         if self._may_halt:
             self._context.halt()
 
+    def nudge(self) -> None:
+        """Nothing to do: a step never only waits."""
+
     def busy(self) -> bool:
         """Whether there is work."""
         return bool(self._jobs)
