@@ -227,6 +227,7 @@ def _worker(boot: Boot, owner: socket.socket, times: DrainTimes, index: int, chi
                 open_requests=lambda: len(parts.open_requests),
                 cut=lambda: parts.cut(Draining("The gateway is shutting down.", retry_after_ms=1000)),
                 background=parts.background,
+                tls=parts.certificate.context if parts.certificate is not None else None,
                 on_config=parts.heed,
                 on_refused=parts.refused,
             )

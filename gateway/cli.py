@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="validate a configuration and say what to mend")
     check.add_argument("file", type=Path, help="configuration file")
-    check.add_argument("--json", action="store_true", help="print JSON")
+    form = check.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--explain", action="store_true", help="show where each model leads, as a tree")
     check.set_defaults(run=_check)
 
     doctor = commands.add_parser("doctor", help="call each remote deployment and compare it with its configuration")
@@ -146,6 +148,11 @@ def _check(chosen: argparse.Namespace) -> int:
         }
         print(f"{chosen.file}: sound; version {snapshot.version}")
         print(", ".join(f"{count} {what}" for what, count in counts.items()))
+        if chosen.explain:
+            from gateway.explain import explanation
+
+            print()
+            print(explanation(snapshot), end="")
     return 0
 
 

@@ -22,12 +22,14 @@ from gateway.auth.keystore import KeyStore
 from gateway.auth.overlay import in_file
 from gateway.auth.owners import OwnerStore
 from gateway.boot import Boot
+from gateway.config.certificates import Certificate
 from gateway.config.loader import parse
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
 from gateway.domain.ids import uuid7
 from gateway.domain.settlement import RuleState
 from gateway.edge.asgi import EdgeApp
+from gateway.edge.renewal import Renewing
 from gateway.edge.web import VERSION, WebParts, web_app
 from gateway.gate.client import GateClient
 from gateway.gate.local import LocalGate
@@ -55,7 +57,7 @@ from gateway.telemetry.aggregate import pack
 from gateway.telemetry.exporter import scrape
 from gateway.telemetry.logs import RequestLog
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.sink import Sink
+from gateway.telemetry.sink import Sink, timestamp
 
 RENEW_S = 5.0
 KEEP_ALIVE_S = 1.0
@@ -90,6 +92,7 @@ class Parts:
             if boot.gated
             else LocalGate(boot.configuration.static.server.queue_length)
         )
+        self.certificate = self._certificate()
         self._request_log = RequestLog(sink)
         self._log_requests = boot.log_style.wants("info")
         dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork
@@ -144,6 +147,8 @@ class Parts:
         work.append(lambda: figures.tick(self.metrics))
         if self._index == 0:
             work.append(self._looking().run)
+        if self.certificate is not None:
+            work.append(self.certificate.watch)
         if self._ledger is not None:
             static = self.boot.configuration.static
             work.append(lambda: keep_retention(self.boot.configuration.ledger_url, static.ledger.retain_days, wall_us))
@@ -265,6 +270,17 @@ class Parts:
             if count := adopt(own, folder, "settlements-*.spool", lambda path: path.name in names):
                 self.sink.event("settlements_adopted", count=count)
         return own
+
+    def _certificate(self) -> Renewing | None:
+        files = self.boot.configuration.certificate_files
+        if files is None:
+            return None
+
+        def taken(certificate: Certificate) -> None:
+            self.metrics.set(families.CERTIFICATE_ENDS, certificate.ends_s)
+            self.sink.event("certificate_taken", ends=timestamp(certificate.ends_s * 1_000_000))
+
+        return Renewing(*files, taken, lambda reason: self.sink.event("certificate_refused", level="error", reason=reason))
 
     def _places(self) -> Iterable[Place]:
         return self._view.catalog.places.values()

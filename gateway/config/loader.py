@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
+from gateway.config.certificates import BadCertificate, read_certificate
 from gateway.config.compiler import Compiler
 from gateway.config.document import MAX_BYTES, Document, read_document
 from gateway.config.dynamic import Dynamic
@@ -127,6 +128,7 @@ class _Load:
                 file=file,
             )
             self._cross_check(static)
+            self._check_certificate(result)
             self._check_retention(static, snapshot)
         if self._problems or result is None:
             raise ConfigError(sorted(self._problems, key=lambda one: one.line))
@@ -229,6 +231,18 @@ class _Load:
         token = static.telemetry.metrics.token
         if token is not None and len(token.get_secret_value()) < 16:
             self._report(("telemetry", "metrics", "token"), "the secret is too short", "16 random characters or more")
+
+    def _check_certificate(self, result: Configuration) -> None:
+        server = result.static.server
+        if (server.tls_cert_file is None) is not (server.tls_key_file is None):
+            stated = "tls_key_file" if server.tls_cert_file is None else "tls_cert_file"
+            self._report(("server", stated), "certificate and key go together", "write both tls_cert_file and tls_key_file")
+        elif (files := result.certificate_files) is not None:
+            try:
+                read_certificate(*files)
+            except BadCertificate as error:
+                mend = "write the paths of a PEM certificate chain and of its unencrypted PEM key"
+                self._report(("server", "tls_cert_file"), str(error), mend)
 
     def _check_retention(self, static: Static, snapshot: Snapshot) -> None:
         """Without Redis counters are rebuilt from the ledger, so it must reach back to a month's beginning."""

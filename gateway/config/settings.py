@@ -32,5 +32,11 @@ class Configuration(msgspec.Struct, frozen=True):
         """Whether limits live in the one worker process."""
         return self.redis_url is None
 
+    @property
+    def certificate_files(self) -> tuple[Path, Path] | None:
+        """The API's certificate chain and key, None for plain HTTP."""
+        cert, key = self.static.server.tls_cert_file, self.static.server.tls_key_file
+        return None if cert is None or key is None else (self.base / cert, self.base / key)
+
     def __repr__(self) -> str:
         return f"Configuration(file={str(self.file)!r}, version={self.snapshot.version!r})"

@@ -56,6 +56,15 @@ class Server(Section):
     """The HTTP side: where it listens and what it bears with."""
 
     listen: Listen = Field(default="127.0.0.1:8080", description="host:port of the API; port 0 lets the system choose")
+    tls_cert_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="path of the PEM certificate chain that the API is served with, read again when it changes (default: plain"
+        " HTTP)",
+    )
+    tls_key_file: str | None = Field(
+        default=None, min_length=1, description="path of its PEM private key, unencrypted (default: plain HTTP)"
+    )
     workers: int = Field(default=1, ge=1, le=256, description="processes that answer requests; more than one needs redis.url")
     max_body_mb: int = Field(default=32, ge=1, le=1024, description="MiB of a request's body; more is a 413")
     max_header_fields: int = Field(default=100, ge=8, le=1000, description="header fields of a request; more is a 431")

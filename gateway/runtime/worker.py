@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ class WorkerParts:
     """What a worker serves and whom it tells. `gateway.app` builds it inside the worker's event loop.
 
     `protocol_class`: uvicorn's HTTP protocol (None: its own). `background`: run until the worker ends; one that fails
-    ends the worker. `open_requests`: how many are being answered. `cut`: end them. `flush`: settlements leave.
+    ends the worker. `tls`: what handshakes are made with, None for plain HTTP. `open_requests`: how many are being
+    answered. `cut`: end them. `flush`: settlements leave.
     `on_config` gets the bytes of a file that the supervisor has checked; `on_refused` why a newer one may not be used.
     """
 
@@ -55,6 +57,7 @@ class WorkerParts:
     background: Sequence[Callable[[], Coroutine[Any, Any, object]]] = ()
     on_config: Callable[[bytes], None] = _heed_nothing
     on_refused: Callable[[str], None] = _heed_nothing
+    tls: ssl.SSLContext | None = None
     uvicorn_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,7 +104,10 @@ class _Server(uvicorn.Server):
             "backlog": BACKLOG,
             **parts.uvicorn_options,
         }
-        super().__init__(uvicorn.Config(parts.app, http=parts.protocol_class or "httptools", **options))
+        config = uvicorn.Config(parts.app, http=parts.protocol_class or "httptools", **options)
+        config.load()
+        config.ssl = parts.tls
+        super().__init__(config)
         self._parts, self._line, self._drain = parts, line, drain
         self._flush: asyncio.Task[object] | None = None
 

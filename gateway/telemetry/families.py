@@ -94,6 +94,9 @@ BUILD = Family("switchyard_build_info", "1, with the version that runs.", "gauge
 CONFIG_LOADED = Family(
     "switchyard_config_loaded_timestamp_seconds", "When the present configuration was taken.", "gauge", merge="max"
 )
+CERTIFICATE_ENDS = Family(
+    "switchyard_certificate_end_timestamp_seconds", "When the API's TLS certificate ends.", "gauge", merge="max"
+)
 BREAKER_OPEN = Family(
     "switchyard_breaker_open", "Workers that try the deployment last, because it failed.", "gauge", ("deployment",)
 )
@@ -133,7 +136,8 @@ FAMILIES: dict[str, Family] = {
         *(QUEUE_WAIT, ATTEMPTS, FALLBACKS, REFUSALS, OPEN_STREAMS, LIMITER_DEGRADED, LIMIT_OVERRUN, LEDGER_QUEUE),
         *(LIMIT_NEAR, LIMIT_SHADOW, LIMIT_POISONED, DEGRADED_ADMISSIONS),
         *(CONFIG_FAILED, LOG_DROPPED, QUEUE_DEPTH, SLOTS_IN_USE, SLOTS_LIMIT, WORKERS),
-        *(WORKERS_READY, WORKER_MEMORY, WORKER_FDS, WORKER_CPU, LOOP_LAG, BUILD, CONFIG_LOADED, BREAKER_OPEN),
+        *(WORKERS_READY, WORKER_MEMORY, WORKER_FDS, WORKER_CPU, LOOP_LAG, BUILD, CONFIG_LOADED),
+        *(CERTIFICATE_ENDS, BREAKER_OPEN),
         *(LIMIT_REFUSALS, LIMITER_OUTAGES, SETTLEMENTS_LOST, LEDGER_SPOOL, LEDGER_WRITTEN, STREAM_ROWS, STREAM_LAG),
         *(ENGINE_UP, ENGINE_RUNNING, ENGINE_QUEUED, ENGINE_SLOTS, ENGINE_KV, ENGINE_KV_SIZE, ENGINE_MEMORY, ENGINE_STEPS),
     )

@@ -13,6 +13,7 @@ from gateway.config.loader import parse
 from gateway.config.problems import KeyPath, dotted
 from gateway.config.reference import Key, keys, page, variable
 from gateway.config.static import Static
+from tests.certificates import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "config.example.yaml"
@@ -41,6 +42,9 @@ def test_the_example_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "templates" / "chatml.jinja").write_text("{{ messages }}")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tokenizer.json").write_text('{"model": {}}')
+    cert, key = Authority(tmp_path / "tls").sign("example")
+    cert.rename(tmp_path / "tls" / "fullchain.pem")
+    key.rename(tmp_path / "tls" / "privkey.pem")
     found = parse(EXAMPLE.read_bytes(), tmp_path / EXAMPLE.name)
     assert {"chat", "gpt-4o-mini", "embed"} == set(found.snapshot.models)
     assert found.static.server.workers == 4
