@@ -44,7 +44,7 @@ class FakeExchange:
 
     @property
     def started(self) -> bool:
-        return bool(self.sent)
+        return bool(self.sent or self.comments)
 
     def header(self, name: bytes) -> str | None:
         return next((value.decode() for key, value in self.headers if key == name), None)

@@ -117,9 +117,10 @@ class Attempts:
                 job = msgspec.structs.replace(self._job, model=place.deployment.model)
                 self._opened = place.backend.open(job)
                 self._stream = await self._opened.__aenter__()
-                self._held = await _peek(self._stream)
+                self._held = await _peek(self._stream, record)
         except TimeoutError:
             failure = UpstreamTimeout("The model did not begin to answer in time.", detail=place.deployment.id)
+            record.begun = False  # whatever it began with, nothing came of it
         except GatewayError as error:  # a local engine refuses in its own words: BadRequest, Overloaded
             failure = blamed(error, self._tally.imposed_cap, self._tally.input_estimate)
         except BaseException as error:
@@ -147,8 +148,8 @@ class Attempts:
                 slot.release()
 
 
-async def _peek(stream: Batches) -> Sequence[Event]:
-    """Hold events until one carries content: a polite `Started` is no reason to commit status 200."""
+async def _peek(stream: Batches, record: AttemptRecord) -> Sequence[Event]:
+    """Hold events until one carries content: a polite `Started` is no reason to give up the other deployments."""
     held: list[Event] = []
     async for batch in stream:
         held.extend(batch)
@@ -156,6 +157,8 @@ async def _peek(stream: Batches) -> Sequence[Event]:
             kind = type(event)
             if kind is Failure:
                 raise BackendError.of(event)  # type: ignore[arg-type]  # nothing was sent yet: free to fall back
-            if kind is not Started:
+            if kind is Started:
+                record.begun = True
+            else:
                 return held
     raise UpstreamTruncated("The model's answer was empty.")

@@ -122,7 +122,14 @@ async def _fail(x: Exchange, protocol: ClientProtocol, error: GatewayError, tall
     if states:
         x.response_headers += limit_headers(states)
     with contextlib.suppress(ConnectionError):
+        if tally.attempts and tally.attempts[-1].begun and _streamed(tally) and isinstance(error, BackendError):
+            x.content_type = b"text/event-stream"  # the last deployment had begun its stream: this one begins, and fails
+            x.comment()
         await x.fail(error, protocol.error(error, in_stream=x.started))
+
+
+def _streamed(tally: Tally) -> bool:
+    return tally.call is not None and tally.call.options.stream
 
 
 def outcome_of(error: GatewayError) -> Outcome:

@@ -17,14 +17,18 @@ ITL_BOUNDS_US = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 3
 
 
 class AttemptRecord:
-    """One try on one deployment. `error` None = it answered. Instants are monotonic µs."""
+    """One try on one deployment. `error` None = it answered. Instants are monotonic µs.
 
-    __slots__ = ("began_us", "deployment", "ended_us", "error")
+    `begun`: it had begun its answer, without content yet, when it failed.
+    """
+
+    __slots__ = ("began_us", "begun", "deployment", "ended_us", "error")
 
     def __init__(self, deployment: Deployment, began_us: int) -> None:
         self.deployment = deployment
         self.began_us = began_us
         self.ended_us = began_us
+        self.begun = False
         self.error: GatewayError | None = None
 
 

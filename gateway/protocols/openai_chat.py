@@ -6,18 +6,18 @@ import msgspec
 from msgspec import UNSET
 
 from backends.core.errors import BadRequest, GatewayError
-from backends.core.request import GenerationRequest, Output
+from backends.core.request import GenerationRequest
 from gateway.protocols.contract import Call, Encoder, Identity
-from gateway.protocols.decoding import checked_schema, decoded, decoded_part, stated
+from gateway.protocols.decoding import decoded, decoded_part, stated
 from gateway.protocols.openai_chat_encoder import ChatStream, ChatUnary
 from gateway.protocols.openai_errors import render
+from gateway.protocols.openai_forms import output
 from gateway.protocols.openai_messages import conversation, tool_choice, tools
 from gateway.protocols.openai_shared import options, output_cap, sampling, size
-from gateway.protocols.openai_wire import MAX_SMALL_BYTES, REFUSED, ChatBody, JsonObjectFormat, JsonSchemaFormat, Metadata
+from gateway.protocols.openai_wire import MAX_SMALL_BYTES, REFUSED, ChatBody, Metadata
 
 _decoder = msgspec.json.Decoder(ChatBody)
 _metadata: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(Metadata)
-_TEXT = Output()
 
 
 class OpenAIChat:
@@ -36,7 +36,7 @@ class OpenAIChat:
         _refused(chat)
         talk = conversation(chat.messages)
         functions = tools(chat) if chat.tools else ()
-        output = _output(chat)
+        form = output(chat)
         cap = output_cap(chat.max_completion_tokens, chat.max_tokens, chat.n_predict)
         job = GenerationRequest(
             model=chat.model,
@@ -45,13 +45,13 @@ class OpenAIChat:
             tool_choice=tool_choice(chat),
             parallel_tool_calls=chat.parallel_tool_calls,
             sampling=sampling(chat, cap),
-            output=output,
+            output=form,
             reasoning_effort=chat.reasoning_effort,
             n=chat.n or 1,
             top_logprobs=_logprobs(chat),
             stream=bool(chat.stream),
         )
-        extra = len(bytes(output.schema)) + size(output.grammar) if output is not _TEXT else 0
+        extra = len(bytes(form.schema)) + size(form.grammar) if form.kind != "text" else 0
         for tool in functions:
             extra += len(tool.name) + size(tool.description) + len(bytes(tool.parameters))
         return Call(
@@ -80,22 +80,6 @@ def _refused(chat: ChatBody) -> None:
         raise BadRequest("Only the modality 'text' is supported.", param="modalities", code="unsupported_parameter")
     if chat.verbosity not in (None, "medium"):
         raise BadRequest("Only the verbosity 'medium' is supported.", param="verbosity", code="unsupported_parameter")
-
-
-def _output(chat: ChatBody) -> Output:
-    form = chat.response_format
-    if chat.grammar is not None:
-        if isinstance(form, JsonObjectFormat | JsonSchemaFormat):
-            raise BadRequest("'grammar' and 'response_format' exclude each other.", param="grammar")
-        return Output("grammar", grammar=chat.grammar)
-    if isinstance(form, JsonObjectFormat):
-        return Output("json_object")
-    if isinstance(form, JsonSchemaFormat):
-        named = form.json_schema
-        raw = stated(named.schema)
-        schema = msgspec.Raw(b"{}") if raw is None else checked_schema(raw, "response_format.json_schema.schema")
-        return Output("json_schema", named.name, schema, named.strict)
-    return _TEXT
 
 
 def _logprobs(chat: ChatBody) -> int | None:

@@ -12,13 +12,14 @@ import msgspec
 
 from backends.core.errors import BadRequest, GatewayError, UpstreamProtocol, UpstreamTruncated
 from backends.core.events import Event, Finish, ReasoningDelta, RefusalDelta, TextDelta, TokenLogprob
-from backends.core.request import GenerationRequest, Output, Prompt
+from backends.core.request import GenerationRequest, Prompt
 from backends.core.usage import Usage
 from gateway.protocols.contract import Call, Encoder, Identity
 from gateway.protocols.decoding import decoded
 from gateway.protocols.json_text import quoted
 from gateway.protocols.openai_chat_encoder import DONE, choices_of, finite, usage_end, usage_json
 from gateway.protocols.openai_errors import render
+from gateway.protocols.openai_forms import output
 from gateway.protocols.openai_shared import options, output_cap, sampling, size
 from gateway.protocols.openai_wire import MAX_PROMPTS, CompletionBody
 
@@ -48,12 +49,13 @@ class OpenAICompletions:
         if plain.echo:
             _can_echo(plain, prompts)
         cap = output_cap(plain.max_tokens, plain.n_predict)
-        text_bytes = sum(size(prompt.text) for prompt in prompts) + size(plain.suffix or "") + size(plain.grammar or "")
+        text_bytes = sum(size(prompt.text) for prompt in prompts) + size(plain.suffix or "")
+        form = output(plain)
         job = GenerationRequest(
             model=plain.model,
             prompts=prompts,
             sampling=sampling(plain, cap),
-            output=Output() if plain.grammar is None else Output("grammar", grammar=plain.grammar),
+            output=form,
             n=n,
             top_logprobs=plain.logprobs,
             suffix=plain.suffix or "",
@@ -62,7 +64,7 @@ class OpenAICompletions:
         return Call(
             job=job,
             options=options(plain, stated_cap=cap is not None, echo=bool(plain.echo)),
-            text_bytes=text_bytes,
+            text_bytes=text_bytes + len(bytes(form.schema)) + size(form.grammar),
             token_count=sum(len(prompt.tokens) for prompt in prompts if prompt.tokens is not None),
             items=len(prompts),
         )

@@ -43,7 +43,8 @@ def sampling(body: GenerationBody, cap: int | None) -> Sampling:
         if body.min_tokens is not None and body.min_tokens > cap:
             raise BadRequest("'min_tokens' is larger than the output cap.", param="min_tokens")
     if body.stop:
-        values["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+        stops = (body.stop,) if isinstance(body.stop, str) else body.stop
+        values["stop"] = tuple(stop for stop in stops if stop)  # an empty one stops nothing
     if bias := decoded_part(_logit_bias, body.logit_bias, "logit_bias", MAX_SMALL_BYTES):
         values["logit_bias"] = tuple((_token_id(key), value) for key, value in bias.items())
     if body.top_k is not None:

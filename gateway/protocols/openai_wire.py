@@ -26,6 +26,7 @@ MAX_TOKENS = 1 << 24
 MAX_GRAMMAR_CHARS = 1 << 16
 
 #: Accepted from every client and left out: they choose price, storage, caching or bookkeeping at OpenAI, no output.
+#: vLLM's `continuous_usage_stats` would repeat usage on every chunk: it is told once, at the end, as `include_usage` says.
 IGNORED = (
     "metadata",
     "prediction",
@@ -35,6 +36,7 @@ IGNORED = (
     "safety_identifier",
     "service_tier",
     "store",
+    "stream_options.continuous_usage_stats",
     "stream_options.include_obfuscation",
     "user",
 )
@@ -49,7 +51,9 @@ TokenCount = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-StopText = Annotated[str, Meta(min_length=1, max_length=256)]
+StopText = Annotated[str, Meta(max_length=256)]
+Grammar = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+Choice = Annotated[list[Annotated[str, Meta(min_length=1, max_length=4096)]], Meta(min_length=1, max_length=1024)]
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}(?![\s\S])")]
 
 
@@ -68,6 +72,7 @@ class StreamOptions(Body, frozen=True, kw_only=True):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class GenerationBody(Body, frozen=True, kw_only=True):
@@ -99,7 +104,21 @@ class GenerationBody(Body, frozen=True, kw_only=True):
     mirostat_eta: Share | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     ignore_eos: bool | None = None
-    grammar: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)] | None = None
+    grammar: Grammar | None = None
+    # vLLM's forms of the answer, and their older names.
+    structured_outputs: Json = UNSET
+    guided_json: Json = UNSET
+    guided_grammar: Grammar | None = None
+    guided_choice: Choice | None = None
+
+
+class StructuredOutputs(Body, frozen=True, kw_only=True):
+    """vLLM's `structured_outputs`; a regular expression or a structural tag is refused."""
+
+    json: Json = UNSET
+    grammar: Grammar | None = None
+    choice: Choice | None = None
+    json_object: bool | None = None
 
 
 class TextPart(Body, frozen=True, kw_only=True, tag_field="type", tag="text"):

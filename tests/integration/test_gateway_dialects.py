@@ -22,14 +22,7 @@ from tests.gateway_process import GatewayProcess, declared_key
 
 KEY = "sk-test-user-0123456789abcdef"
 NAMES = sorted(folder.name for folder in FIXTURES.iterdir() if any(folder.glob("*/case.json")))
-#: What the gateway's own protocol decides otherwise before or beside the dialect; their dialects' contract tests hold.
-ELSEWHERE = {
-    "llamacpp-d-nonstream-word",  # an empty stop string is a 400
-    "localai-d-error-then-done",  # an error before any content is a real 502, though a role chunk came before it
-    "vllm-d-continuous-usage",  # stream_options.continuous_usage_stats is an unknown parameter
-    "vllm-d-guided-json",  # guided_json is an unknown parameter
-}
-ALL = {f"{name}.{case.id}": (name, case) for name in NAMES for case in cases(name) if case.id not in ELSEWHERE}
+ALL = {f"{name}.{case.id}": (name, case) for name in NAMES for case in cases(name)}
 
 
 async def _replay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -150,6 +150,33 @@ def test_forms_of_the_answer() -> None:
     assert generation(chat(grammar="root ::= x")).output == Output("grammar", grammar="root ::= x")
 
 
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"guided_json": {"type": "object"}}, Output("json_schema", schema=b'{"type": "object"}')),
+        ({"guided_json": '{"type": "object"}'}, Output("json_schema", schema=b'{"type": "object"}')),
+        ({"structured_outputs": {"json": {"type": "array"}}}, Output("json_schema", schema=b'{"type": "array"}')),
+        ({"structured_outputs": {"json_object": True}}, Output("json_object")),
+        ({"guided_grammar": "root ::= x"}, Output("grammar", grammar="root ::= x")),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, Output("grammar", grammar="root ::= x")),
+        ({"guided_choice": ["yes", 'a "no"\n']}, Output("grammar", grammar='root ::= "yes" | "a \\"no\\"\\n"')),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, Output("grammar", grammar='root ::= "a" | "b"')),
+        ({"guided_json": None, "structured_outputs": None}, Output()),
+        ({"structured_outputs": {}}, Output()),
+    ],
+)
+def test_vllms_forms_of_the_answer(fields: dict[str, object], form: Output) -> None:
+    got = generation(chat(**fields)).output
+    assert (got.kind, bytes(got.schema), got.grammar) == (form.kind, bytes(form.schema), form.grammar)
+    plain = COMPLETIONS.parse(json.dumps({"model": "m", "prompt": "x", **fields}).encode())
+    assert generation(plain).output.kind == form.kind
+
+
+def test_an_empty_stop_string_stops_nothing() -> None:
+    assert generation(chat(stop=["END", ""])).sampling.stop == ("END",)
+    assert generation(chat(stop="")).sampling.stop == ()
+
+
 def test_streaming_and_logprobs() -> None:
     assert chat(stream=True).options == Options(stream=True)
     assert chat(stream=True, stream_options={"include_usage": True, "include_obfuscation": False}).options.include_usage
@@ -202,7 +229,11 @@ def test_null_is_absent_everywhere() -> None:
         ({"n_predict": -1}, "n_predict", "invalid_value"),
         ({"seed": 2**63}, "seed", "invalid_value"),
         ({"stop": ["a"] * 5}, "stop", "invalid_value"),
-        ({"stop": ["a", ""]}, "stop[1]", "invalid_value"),
+        ({"guided_json": {"a": 1}, "response_format": {"type": "json_object"}}, "guided_json", "invalid_value"),
+        ({"guided_json": "no schema"}, "guided_json", "invalid_type"),
+        ({"guided_regex": "a+"}, "guided_regex", "unknown_parameter"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex", "unknown_parameter"),
+        ({"structured_outputs": {"json": 1}}, "structured_outputs.json", "invalid_type"),
         ({"stop": "x" * 257}, "stop", "invalid_value"),
         ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),

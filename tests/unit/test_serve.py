@@ -71,6 +71,18 @@ async def test_the_next_deployment_is_tried_before_the_first_event():
     assert polite[1].closed == ill[1].closed == 1
 
 
+async def test_a_failure_after_a_beginning_without_content_is_an_event_of_a_stream_when_nobody_else_answers():
+    broken = ([Started("x")], [Failure("unavailable", "rpc error")])
+    house = FakeHouse([[place(*broken, id="a")], [place(*broken, id="b")]])
+    x = await run(house, stream=True)
+    assert (x.comments, x.sent, x.error_body) == (1, [], b"event:upstream_unavailable")
+    assert [attempt.deployment.id for attempt in house.seen[0].attempts] == ["a", "b"]
+    whole = await run(FakeHouse([[place(*broken)]]))
+    assert (whole.comments, whole.error.status) == (0, 502)
+    first = await run(FakeHouse([[place(*broken[1:])]]), stream=True)
+    assert (first.comments, first.error.status) == (0, 502)
+
+
 async def test_a_request_the_backend_rejects_is_not_tried_elsewhere():
     second = place(*HELLO, id="b")
     house = FakeHouse([[place(UpstreamRejected("bad schema", param="tools"), id="a")], [second]])
