@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from redis.asyncio import Redis
+from sqlalchemy.exc import SQLAlchemyError
 
 from backends import registry
 from backends.core.errors import Draining
@@ -19,23 +20,25 @@ from backends.engines.launch import EngineLaunch
 from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
 from gateway.auth.overlay import clashes
-from gateway.auth.owners import list_owners
+from gateway.auth.owners import owner_names
 from gateway.auth.pepper import load_or_create_pepper
-from gateway.boot import Boot, log_style
+from gateway.boot import Boot, kept_audit, log_style
 from gateway.config.folders import make_private
 from gateway.config.loader import parse, restart_needed
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
-from gateway.config.snapshot import EngineSpec
+from gateway.config.snapshot import EngineSpec, Snapshot
 from gateway.config.welcome import greeting, welcome
 from gateway.domain.money import cost_bound_nusd
 from gateway.domain.settlement import LedgerRow
 from gateway.edge.limits import Limits
 from gateway.edge.protocol import EdgeProtocol
-from gateway.ledger.migrations import migrate
+from gateway.ledger.migrations import migrate, sync_url
+from gateway.ledger.queries import keep_retention
 from gateway.ledger.writer import run_ledger
 from gateway.limits.sweeper import keep_swept
 from gateway.parts import Parts
+from gateway.pipeline.clock import wall_us
 from gateway.runtime.drain import DrainTimes
 from gateway.runtime.engine_role import engine_role
 from gateway.runtime.gate_role import run_gate
@@ -79,7 +82,7 @@ def serve(configuration: Configuration) -> int:
 def _boot(configuration: Configuration, owner: socket.socket) -> Boot:
     """Everything that is decided before a process is started: the schema, the pepper, the first keys."""
     migrate(configuration.ledger_url)
-    _no_clash(configuration)
+    _no_clash(configuration, configuration.snapshot)
     stated = configuration.static.auth.pepper
     if stated is not None:
         pepper = check_pepper(stated.get_secret_value().encode())
@@ -89,17 +92,24 @@ def _boot(configuration: Configuration, owner: socket.socket) -> Boot:
     return Boot(configuration, name, pepper, secrets.token_hex(32), asyncio.run(_welcome(configuration, pepper, owner)))
 
 
-def _no_clash(configuration: Configuration) -> None:
+def _no_clash(configuration: Configuration, snapshot: Snapshot) -> None:
     """One name, one meaning.
 
     Raises:
         ConfigError: the file declares what the database has too.
+        SQLAlchemyError: the database does not answer.
     """
-    found = clashes(configuration.snapshot, asyncio.run(list_owners(configuration.ledger_url)))
+    found = clashes(snapshot, owner_names(sync_url(configuration.ledger_url)))
     file = str(configuration.file or "")
-    mend = "rename it in the file, or delete the other: switchyard {0}s delete {1}"
+    mend = "rename it in the file, or delete the other: switchyard {0} delete {1}"
+    section = {"organisation": ("organisations", "orgs"), "team": ("teams", "teams"), "user": ("users.named", "users")}
     problems = [
-        Problem(file, f"{kind}s.{name}", f"the database has a {kind} of this name too", mend.format(kind, name))
+        Problem(
+            file,
+            f"{section[kind][0]}.{name}",
+            f"the database has a {kind} of this name too",
+            mend.format(section[kind][1], name),
+        )
         for kind, name in found
     ]
     if problems:
@@ -144,13 +154,17 @@ def _check(running: Configuration, log: DirectSink, data: bytes) -> None:
     """Whether a changed file may be used. Changed static keys wait for the next start, and the log says so.
 
     Raises:
-        ConfigError: it has a mistake, or changes the engines, which are started once.
+        ConfigError: it has a mistake, changes the engines, which are started once, or declares what the database has too.
     """
     assert running.file is not None
     found = parse(data, running.file)
     if found.snapshot.engines != running.snapshot.engines:
         file = str(running.file)
         raise ConfigError([Problem(file, "engines", "engines changed, and they are started only once", "restart the gateway")])
+    try:
+        _no_clash(running, found.snapshot)
+    except SQLAlchemyError as error:  # a configuration can be mended while the database is out; the file's names win
+        log.event("config_names_unchecked", reason=type(error).__name__)
     if waiting := restart_needed(running.static, found.static):
         log.event("config_needs_restart", keys=waiting)
 
@@ -188,14 +202,17 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
         attach(log, log_style(configuration))
         line.listen(reloaded, lambda _: None)
         line.ready()
-        days = configuration.static.ledger.retain_days
+        days = configuration.static.ledger
+        kept = [kept_audit(days.retain_audit_days)]
         async with asyncio.TaskGroup() as group:
             client = Redis.from_url(redis_url, socket_timeout=5.0, socket_connect_timeout=2.0)
             sweeping = group.create_task(keep_swept(client, name=f"sweeper-{child.boot}", cost_of=cost_of))
+            cleaning = group.create_task(keep_retention(configuration.ledger_url, kept, wall_us))
             try:
-                await run_ledger(redis_url, configuration.ledger_url, days, line.draining)
+                await run_ledger(redis_url, configuration.ledger_url, days.retain_days, line.draining)
             finally:
                 sweeping.cancel()
+                cleaning.cancel()
         await client.aclose()
 
     return run_async(child, main)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.auth.tables import AUDIT
 from gateway.config.settings import Configuration
+from gateway.ledger.queries import Kept
 from gateway.telemetry.style import Style
 
 
@@ -48,3 +50,8 @@ def log_style(configuration: Configuration) -> Style:
     """What `telemetry.log_level` and `telemetry.log_format` say."""
     telemetry = configuration.static.telemetry
     return Style(telemetry.log_level, telemetry.log_format)
+
+
+def kept_audit(days: int) -> Kept:
+    """How long the audit trail is kept."""
+    return Kept(AUDIT, days, lambda before_us: AUDIT.c.at_us < before_us)

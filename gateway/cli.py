@@ -1,4 +1,4 @@
-"""The command line: `switchyard serve | check | doctor | capabilities | keys | teams | orgs | users | usage | version`.
+"""The command line: `switchyard serve | check | doctor | capabilities | keys | teams | orgs | users | usage | audit | version`.
 
 Also `python -m gateway`.
 
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from backends.core.errors import GatewayError
 from gateway.auth.records import SCOPES
 from gateway.cli_accounts import add_commands, add_key_actions
+from gateway.cli_reports import add_reports
 from gateway.command_parts import (
     Refused,
     config_option,
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     revoke.set_defaults(run=_revoke)
     add_key_actions(keys)
     add_commands(commands)
+    add_reports(commands)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`switchyard keys … | teams | orgs | users | usage`: what the admin API does, from the shell, on the database itself."""
+"""`switchyard keys … | teams | orgs | users`: what the admin API does, from the shell, on the database itself."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def add_key_actions(actions: Commands) -> None:
 
 
 def add_commands(commands: Commands) -> None:
-    """`teams`, `orgs`, `users` and `usage`."""
+    """`teams`, `orgs` and `users`."""
     for word, kind in _OWNERS:
         actions = commands.add_parser(word, help=f"list, make, change and delete {word}")
         actions = actions.add_subparsers(required=True, metavar="action")
@@ -94,16 +94,6 @@ def add_commands(commands: Commands) -> None:
         delete.add_argument("name")
         json_option(delete)
         delete.set_defaults(run=_deleter(kind))
-    usage = commands.add_parser("usage", help="sums of the ledger, by key, team, user, model, day …")
-    config_option(usage)
-    usage.add_argument("--by", default="team,model", metavar="A,B", help="up to four: key team organisation user model day …")
-    usage.add_argument("--since", metavar="DATE", help="first day, UTC (default: 30 days ago)")
-    usage.add_argument("--until", metavar="DATE", help="day after the last, UTC (default: now)")
-    for name in ("key", "team", "user", "model"):
-        usage.add_argument(f"--{name}", help=f"only this {name}")
-    usage.add_argument("--csv", action="store_true", help="print CSV")
-    json_option(usage)
-    usage.set_defaults(run=_usage)
 
 
 def _id(parser: argparse.ArgumentParser) -> None:
@@ -233,42 +223,6 @@ def _deleter(kind: OwnerKind) -> Callable[[argparse.Namespace], int]:
         return 0
 
     return run
-
-
-def _usage(chosen: argparse.Namespace) -> int:
-    from gateway.admin.reports import UsageView, sums
-    from gateway.admin.usage import as_csv, dimensions, instant_of
-    from gateway.ledger.queries import DAY_US
-    from gateway.ledger.rows import connect
-
-    url = database(configuration(chosen))
-    try:
-        by = dimensions(chosen.by)
-        end_us = instant_of(chosen.until, "until") if chosen.until else time.time_ns() // 1000 + 1
-        begin_us = instant_of(chosen.since, "since") if chosen.since else end_us - 30 * DAY_US
-        only: Any = {
-            name: getattr(chosen, name) for name in ("key", "team", "user", "model") if getattr(chosen, name) is not None
-        }
-
-        async def ask() -> list[UsageView]:
-            engine = connect(url)
-            try:
-                return await sums(engine, by, begin_us, end_us, only)
-            finally:
-                await engine.dispose()
-
-        found = asyncio.run(ask())
-    except GatewayError as error:
-        raise Refused(error.message) from error
-    if chosen.csv:
-        print(as_csv(by, found), end="")
-    elif chosen.json:
-        print(json.dumps([one.model_dump(exclude_none=True) for one in found], indent=2))
-    else:
-        columns = [*by, "requests", "input_tokens", "cached_input_tokens", "output_tokens", "cost_usd"]
-        rows = [{name: str(getattr(one, name)) for name in columns} for one in found]
-        print(show(columns, rows, "nothing was used in this time", as_json=False))
-    return 0
 
 
 def _with_keys(chosen: argparse.Namespace, act: Callable[[KeyStore], Awaitable[Done]]) -> Done:

@@ -11,6 +11,7 @@ from pathlib import Path
 from gateway.auth.overlay import in_file
 from gateway.auth.records import InFile, KeyLimit, OwnerKind, stored_limits
 from gateway.config.compiled_limits import compile_limits
+from gateway.config.csv_text import csv_text
 from gateway.config.durations import parse_expiry
 from gateway.config.embedded import embedded_configuration
 from gateway.config.loader import load
@@ -154,6 +155,30 @@ def show(columns: Sequence[str], rows: Sequence[dict[str, str]], nothing: str, *
     if as_json:
         return json.dumps(list(rows), indent=2)
     return table(columns, rows) if rows else nothing
+
+
+def row_options(parser: argparse.ArgumentParser) -> None:
+    """`--csv` and `--json`, of a command that `print_rows`."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    form.add_argument("--json", action="store_true", help="print JSON")
+
+
+def print_rows(
+    chosen: argparse.Namespace,
+    columns: Sequence[str],
+    rows: Sequence[dict[str, str]],
+    nothing: str,
+    whole: Sequence[object] | None = None,
+) -> int:
+    """Rows in the form that was asked for; `whole` is what JSON shows of them. Returns the exit status."""
+    if chosen.json:
+        print(json.dumps(list(rows if whole is None else whole), indent=2))
+    elif chosen.csv:
+        print(csv_text(columns, [[row[name] for name in columns] for row in rows]), end="")
+    else:
+        print(table(columns, rows) if rows else nothing)
+    return 0
 
 
 def table(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> str:

@@ -21,7 +21,7 @@ from gateway.auth.database import Database
 from gateway.auth.keystore import KeyStore
 from gateway.auth.overlay import in_file
 from gateway.auth.owners import OwnerStore
-from gateway.boot import Boot
+from gateway.boot import Boot, kept_audit
 from gateway.config.certificates import Certificate
 from gateway.config.loader import parse
 from gateway.config.problems import ConfigError, Problem
@@ -34,7 +34,7 @@ from gateway.edge.web import VERSION, WebParts, web_app
 from gateway.gate.client import GateClient
 from gateway.gate.local import LocalGate
 from gateway.ledger.embedded import EmbeddedLedger
-from gateway.ledger.queries import keep_retention
+from gateway.ledger.queries import keep_retention, kept_rows
 from gateway.ledger.rows import connect
 from gateway.limits.embedded_store import EmbeddedStore
 from gateway.limits.periods import LONGEST_PERIOD_US
@@ -150,8 +150,9 @@ class Parts:
         if self.certificate is not None:
             work.append(self.certificate.watch)
         if self._ledger is not None:
-            static = self.boot.configuration.static
-            work.append(lambda: keep_retention(self.boot.configuration.ledger_url, static.ledger.retain_days, wall_us))
+            days = self.boot.configuration.static.ledger
+            kept = (kept_rows(days.retain_days), kept_audit(days.retain_audit_days))
+            work.append(lambda: keep_retention(self.boot.configuration.ledger_url, kept, wall_us))
         if isinstance(self.gate, GateClient):
             work.append(self.gate.run)  # the gate process serves the sum of all workers' metrics
         else:

@@ -6,7 +6,7 @@
     │   └── UnsupportedParameter     400  unsupported_parameter (a deployment's `params: reject` rule)
     ├── BodyTooLarge                 413  (gateway.edge)
     ├── NotAuthenticated             401  (gateway.auth)
-    ├── NotAllowed / UnknownModel    403 / 404  (gateway.config.snapshot)
+    ├── NotAllowed / UnknownModel    403 / 404  (gateway.domain.principal, gateway.config.snapshot)
     ├── LimitExceeded / QuotaExhausted  429  (gateway.limits)
     ├── Overloaded / NoDeployment / Draining  503  no place to run it now
     ├── InternalError                500  a bug of ours; its traceback goes to the log only

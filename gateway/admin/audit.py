@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
 from gateway.admin.caller import AdminParts, Caller, calling
 from gateway.admin.shapes import Page, instant, page
-from gateway.auth.tables import AUDIT
+from gateway.auth.audit_trail import Field, trail
 
 
 class AuditView(BaseModel):
@@ -42,14 +40,9 @@ def router(parts: AdminParts) -> APIRouter:
         limit: int = Query(100, ge=1, le=1000),
     ) -> Page[AuditView]:
         """Changes, newest first. A key that sees one team gets those of its keys and of itself."""
-        query = sa.select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit + 1)
-        for column, value in ((AUDIT.c.noun, noun), (AUDIT.c.name, name), (AUDIT.c.actor, actor), (AUDIT.c.team, caller.team)):
-            if value is not None:
-                query = query.where(column == value)
-        if after is not None:
-            query = query.where(AUDIT.c.id < after)
-        async with parts.database.reading() as connection:
-            rows = (await connection.execute(query)).all()
+        wanted: dict[Field, str | None] = {"noun": noun, "name": name, "actor": actor, "team": caller.team}
+        only = {field: value for field, value in wanted.items() if value is not None}
+        rows = await trail(parts.database, only, before=after, limit=limit + 1)
         found = [
             AuditView(
                 id=str(row.id),
@@ -58,7 +51,7 @@ def router(parts: AdminParts) -> APIRouter:
                 action=row.action,
                 noun=row.noun,
                 name=row.name,
-                changes=json.loads(row.changes),
+                changes=row.changes,
             )
             for row in rows
         ]

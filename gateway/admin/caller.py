@@ -13,12 +13,11 @@ from typing import Literal, Protocol
 
 from fastapi import Request
 
-from gateway.admin.errors import NotAllowed
 from gateway.auth.database import By, Database
 from gateway.auth.keystore import KeyStore
 from gateway.auth.owners import OwnerStore
 from gateway.config.snapshot import Snapshot
-from gateway.domain.principal import Principal
+from gateway.domain.principal import NotAllowed, Principal
 from gateway.domain.settlement import Rule, RuleState
 
 Role = Literal["admin", "team-admin", "viewer"]

@@ -9,14 +9,6 @@ from backends.core.errors import BadRequest, GatewayError
 from gateway.auth.records import InvalidKey, KeyRetired, OwnerExists, OwnerInUse, UnknownKey, UnknownOwner
 
 
-class NotAllowed(GatewayError):
-    """The key's role does not allow it (403)."""
-
-    status = 403
-    type = "invalid_request_error"
-    default_code = "permission_denied"
-
-
 class NotFound(GatewayError):
     """There is no such thing, or the key may not see it (404): the two look alike."""
 

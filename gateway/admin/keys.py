@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from backends.core.errors import BadRequest
 from gateway.admin.caller import AdminParts, Caller, calling
-from gateway.admin.errors import NotAllowed, NotFound, ReadOnly, told
+from gateway.admin.errors import NotFound, ReadOnly, told
 from gateway.admin.shapes import (
     KeyPatch,
     KeyView,
@@ -29,7 +29,7 @@ from gateway.auth.keys import RANDOM_BYTES
 from gateway.auth.keystore import Guard
 from gateway.auth.overlay import in_file
 from gateway.auth.records import KeyChange, KeyRecord, NewKey, OwnerKind
-from gateway.domain.principal import Principal
+from gateway.domain.principal import NotAllowed, Principal
 
 _PATH = "/admin/v1/keys"
 #: What a team's administrator may grant: nothing beyond its own.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -15,6 +13,7 @@ from backends.core.errors import BadRequest
 from gateway.admin.caller import AdminParts, Caller, calling
 from gateway.admin.reports import UsageView, sums
 from gateway.admin.shapes import Page, micros
+from gateway.config.csv_text import csv_text
 from gateway.ledger.queries import DAY_US, Dimension
 
 _SUMS = ("requests", "input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "cost_usd", "cost_nusd")
@@ -74,17 +73,8 @@ def dimensions(text: str) -> list[Dimension]:
 
 def as_csv(by: Sequence[Dimension], rows: Sequence[UsageView]) -> str:
     """Sums as CSV (RFC 4180), with a header line."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([*by, *_SUMS])
-    for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in (*by, *_SUMS)])
-    return text.getvalue()
-
-
-def _cell(value: object) -> object:
-    """Text that a spreadsheet would take for a formula is quoted with an apostrophe."""
-    return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    columns = (*by, *_SUMS)
+    return csv_text(columns, [[getattr(row, name) for name in columns] for row in rows])
 
 
 def instant_of(text: str, param: str) -> int:

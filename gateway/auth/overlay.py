@@ -1,6 +1,7 @@
 """The configuration with the database's organisations, teams and users beside the file's. Pure.
 
-The file's win where a name is in both: that is an error at start, and can only come about by a reload.
+The file's win where a name is in both: that is refused at start, at a reload and by the admin API, and can only come
+about by two changes in the same moment, or by a reload while the database is out.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def in_file(snapshot: Snapshot, kind: OwnerKind, name: str) -> bool:
     return name in (snapshot.organisations if kind == "organisation" else snapshot.users)
 
 
-def clashes(snapshot: Snapshot, owners: Iterable[Owner]) -> list[tuple[OwnerKind, str]]:
-    """The owners whose names are in the file and in the database."""
-    return [(one.kind, one.name) for one in owners if in_file(snapshot, one.kind, one.name)]
+def clashes(snapshot: Snapshot, owners: Iterable[tuple[OwnerKind, str]]) -> list[tuple[OwnerKind, str]]:
+    """The database's owners whose names are in the file too."""
+    return sorted((kind, name) for kind, name in owners if in_file(snapshot, kind, name))
 
 
 def overlaid(snapshot: Snapshot, owners: Sequence[Owner]) -> Snapshot:

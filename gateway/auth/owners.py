@@ -124,6 +124,27 @@ async def list_owners(database_url: str) -> Sequence[Owner]:
         return await read_owners(connection)
 
 
+def owner_names(url: sa.URL, timeout_s: float = 2.0) -> list[tuple[OwnerKind, str]]:
+    """Kind and name of all owners, read without asyncio and threads: for a process that forks.
+
+    Args:
+        url: of a migrated database, with a driver that is not asyncio's.
+        timeout_s: for connecting and for the query.
+
+    Raises:
+        SQLAlchemyError: the database does not answer.
+    """
+    limits: dict[str, object] = {"timeout": timeout_s}
+    if url.get_backend_name() == "postgresql":
+        limits = {"connect_timeout": max(1, round(timeout_s)), "options": f"-c statement_timeout={round(timeout_s * 1000)}"}
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=limits)
+    try:
+        with engine.connect() as connection:
+            return [(row[0], row[1]) for row in connection.execute(sa.select(OWNERS.c.kind, OWNERS.c.name))]
+    finally:
+        engine.dispose()
+
+
 async def read_owners(connection: AsyncConnection) -> tuple[Owner, ...]:
     """All owners, by kind and name."""
     rows = await connection.execute(sa.select(OWNERS).order_by(OWNERS.c.kind, OWNERS.c.name))

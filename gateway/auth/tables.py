@@ -1,4 +1,5 @@
-"""The tables of who may ask: keys, the owners of limits, the counter that tells of changes, and the audit trail.
+"""The tables of who may ask and what it costs: keys, the owners of limits, prices, the counter that tells of changes, and
+the audit trail.
 
 They are made by `gateway.ledger.migrations`; only hashes of secrets are in them.
 """
@@ -41,19 +42,34 @@ OWNERS = sa.Table(
     sa.Column("limits", sa.Text, nullable=False),
     sa.Column("created_us", sa.BigInteger, nullable=False),
 )
-#: One row. `revision` counts changes of keys and owners, `owners` is the revision that last changed an owner.
+#: What a model's tokens cost from an instant on, pico-USD per token. `deployment` "" = each that has no price of its own.
+PRICES = sa.Table(
+    "prices",
+    METADATA,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("model", sa.String(128), nullable=False),
+    sa.Column("deployment", sa.String(128), nullable=False),
+    sa.Column("from_us", sa.BigInteger, nullable=False),
+    sa.Column("input", sa.BigInteger, nullable=False),
+    sa.Column("cached_input", sa.BigInteger, nullable=False),
+    sa.Column("output", sa.BigInteger, nullable=False),
+    sa.Column("created_us", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("model", "deployment", "from_us", name="uq_prices"),
+)
+#: One row. `revision` counts changes of all; `owners` and `prices` are the revisions that last changed one of those.
 REVISION = sa.Table(
     "key_revision",
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("owners", sa.BigInteger, nullable=False, server_default="1"),
+    sa.Column("prices", sa.BigInteger, nullable=False, server_default="1"),
 )
 AUDIT = sa.Table(
     "audit",
     METADATA,
     sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
     sa.Column("actor", sa.String(128), nullable=False),
     sa.Column("action", sa.String(32), nullable=False),
     sa.Column("noun", sa.String(16), nullable=False),

@@ -125,6 +125,9 @@ class Ledger(Section):
         description="SQLAlchemy URL with an async driver, or a reference (default: gateway.db in state_dir, SQLite)",
     )
     retain_days: int = Field(default=400, ge=1, le=36_500, description="days that ledger rows are kept")
+    retain_audit_days: int = Field(
+        default=1100, ge=1, le=36_500, description="days that the audit trail keeps who changed what"
+    )
 
 
 class Auth(Section):

@@ -1,4 +1,4 @@
-"""Who is asking, and which limits were promised to them."""
+"""Who is asking, what they may do, and which limits were promised to them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from typing import Literal
 
 import msgspec
 
+from backends.core.errors import GatewayError
+
 #: What a limit counts. `tokens` are input and output together, `nusd` is money, `slots` are concurrent requests.
 Unit = Literal["requests", "input_tokens", "output_tokens", "tokens", "nusd", "slots"]
 #: A calendar period, in a time zone.
 Period = Literal["day", "month"]
 OnOutage = Literal["deny", "allow"]
 OnInsufficient = Literal["reject", "clamp"]
+
+
+class NotAllowed(GatewayError):
+    """The key may not do this (403)."""
+
+    status = 403
+    type = "invalid_request_error"
+    default_code = "permission_denied"
 
 
 class LimitSpec(msgspec.Struct, frozen=True):
@@ -55,3 +65,12 @@ class Principal(msgspec.Struct, frozen=True):
     expires_us: int | None = None
     usage_on_finish: bool = False
     default_model: str = ""
+
+    def need(self, scope: str) -> None:
+        """Refuse a key that is not made for this.
+
+        Raises:
+            NotAllowed: the scope is not among its own.
+        """
+        if scope not in self.scopes:
+            raise NotAllowed(f"This key may not be used for {scope}: it lacks that scope.")

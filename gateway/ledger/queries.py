@@ -76,25 +76,44 @@ async def usage(
     return [each for each in sums if each.requests]
 
 
-async def delete_before(engine: AsyncEngine, before_us: int, batch: int = 500, pause_s: float = 0.05) -> int:
-    """Delete final rows admitted before an instant, in short transactions that let others write between them.
+class Kept(msgspec.Struct, frozen=True):
+    """Rows that are deleted when they are old: of a table with the key `id`, those that `old` chooses by an instant."""
+
+    table: sa.Table
+    days: int
+    old: Callable[[int], sa.ColumnElement[bool]]
+
+
+def kept_rows(days: int) -> Kept:
+    """The ledger's final rows, by their admission."""
+    return Kept(LEDGER, days, lambda before_us: sa.and_(LEDGER.c.admitted_us < before_us, LEDGER.c.state == "final"))
+
+
+async def delete_before(
+    engine: AsyncEngine, before_us: int, batch: int = 500, pause_s: float = 0.05, kept: Kept | None = None
+) -> int:
+    """Delete rows older than an instant (of the ledger, or of `kept`), in short transactions that let others write.
 
     Returns:
         How many were deleted.
     """
-    old = sa.select(LEDGER.c.id).where(LEDGER.c.admitted_us < before_us, LEDGER.c.state == "final").limit(batch)
+    kept = kept or kept_rows(0)
+    table = kept.table
+    old = sa.select(table.c.id).where(kept.old(before_us)).limit(batch)
     deleted = 0
     while True:
         async with engine.begin() as connection:
-            count = (await connection.execute(sa.delete(LEDGER).where(LEDGER.c.id.in_(old)))).rowcount
+            count = (await connection.execute(sa.delete(table).where(table.c.id.in_(old)))).rowcount
         deleted += count
         if count < batch:
             return deleted
         await asyncio.sleep(pause_s)
 
 
-async def keep_retention(database_url: str, retain_days: int, clock: Callable[[], int], every_s: float = 3600.0) -> None:
-    """Delete what is older than `retain_days`, again every `every_s`, for ever. An outage is retried the next time.
+async def keep_retention(
+    database_url: str, everything: Sequence[Kept], clock: Callable[[], int], every_s: float = 3600.0
+) -> None:
+    """Delete what is older than its days, again every `every_s`, for ever. An outage is retried the next time.
 
     Args:
         clock: µs UTC.
@@ -103,11 +122,12 @@ async def keep_retention(database_url: str, retain_days: int, clock: Callable[[]
         engine = connect(database_url)
         stack.push_async_callback(engine.dispose)
         while True:
-            try:
-                deleted = await delete_before(engine, clock() - retain_days * DAY_US)
-            except (SQLAlchemyError, OSError) as error:
-                _log.warning("retention put off", extra={"reason": type(error).__name__})
-            else:
-                if deleted:
-                    _log.info("old ledger rows deleted", extra={"rows": deleted})
+            for kept in everything:
+                try:
+                    deleted = await delete_before(engine, clock() - kept.days * DAY_US, kept=kept)
+                except (SQLAlchemyError, OSError) as error:
+                    _log.warning("retention put off", extra={"reason": type(error).__name__})
+                else:
+                    if deleted:
+                        _log.info("old rows deleted", extra={"table": kept.table.name, "rows": deleted})
             await asyncio.sleep(every_s)

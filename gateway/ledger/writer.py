@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.domain.usage_stream import COMMITTED, PREFIX, ROW, STREAM
-from gateway.ledger.queries import keep_retention
+from gateway.ledger.queries import keep_retention, kept_rows
 from gateway.ledger.rows import Values, connect, store_values, unpack_values
 
 LEASE = PREFIX + "ledger"
@@ -158,7 +158,7 @@ async def run_ledger(
         stack.push_async_callback(engine.dispose)
         role = LedgerRole(redis, engine, secrets.token_hex(8))
         async with asyncio.TaskGroup() as group:
-            cleaning = group.create_task(keep_retention(database_url, retain_days, _wall_us))
+            cleaning = group.create_task(keep_retention(database_url, [kept_rows(retain_days)], _wall_us))
             await _drain_until(role, stop, linger_s, retry_s)
             cleaning.cancel()
         with suppress(*_OUTAGE):

@@ -73,6 +73,7 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
     theirs = x.header(b"x-request-id")
     tally.client_request_id = theirs if theirs is not None and CLIENT_ID.fullmatch(theirs) else ""
     principal = tally.principal = await house.auth.authenticate(x.headers, tally.began_wall_us)  # 401, before the body
+    principal.need("inference")  # 403
     call = protocol.parse(await x.body(view.max_body_bytes))  # 400 | 413
     tally.call = call = call.wished(usage_on_finish=principal.usage_on_finish)
     route = tally.route = view.snapshot.resolve(call.job.model, principal)  # 404, before anything is charged

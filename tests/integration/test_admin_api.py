@@ -18,7 +18,7 @@ from gateway.auth.database import By, Database
 from gateway.auth.keystore import KeyStore
 from gateway.auth.overlay import in_file
 from gateway.auth.owners import OwnerStore
-from gateway.auth.records import NewKey, Owner
+from gateway.auth.records import KeyLimit, NewKey, Owner
 from gateway.config.loader import parse
 from gateway.edge.web import WebParts, web_app
 from gateway.ledger.migrations import migrate
@@ -38,7 +38,7 @@ deployments:
   far: {{dialect: openai_compatible, base_url: http://127.0.0.1:9/v1, model: m}}
 models:
   chat: {{tiers: [[near], [far]], aliases: [gpt-4o-mini]}}
-  other: {{tiers: [[far]]}}
+  other: {{tiers: [[far]], limits: [{{requests: 7, per: day}}]}}
 organisations:
   file-org: {{limits: [{{requests: 9, per: day}}]}}
 teams:
@@ -303,10 +303,21 @@ async def test_what_the_file_declares_is_read_only(office: Office) -> None:
         assert (await office.bad(409, method, A + path, body))["code"] == "read_only"
     assert (await office.good("GET", A + "/teams/file-team"))["source"] == "file"
     me = await office.good("GET", "/v1/me", role="file")
-    assert {one["scope"] for one in me["limits"]} == {"user", "team", "organisation"}
+    assert {one["scope"] for one in me["limits"]} == {"user", "team", "organisation", "model"}
     await office.bad(409, "POST", A + "/teams", {"name": "red"})
     await office.bad(404, "PATCH", A + "/teams/nowhere", {"limits": []})
     await office.bad(404, "POST", A + "/keys/nobody/suspend")
+
+
+async def test_me_tells_limits_of_the_models_that_the_key_may_use(office: Office) -> None:
+    await office.mint("both", limits=(KeyLimit("tokens", 9, 60_000, model="other"),))
+    await office.mint("chat-only", models=frozenset({"chat"}))
+    limits = (await office.good("GET", "/v1/me", role="both"))["limits"]
+    assert [(one["scope"], one["model"], one["limit"], one["remaining"]) for one in limits] == [
+        ("key", "other", {"tokens": 9, "per": "minute", "model": "other"}, 9),
+        ("model", "other", {"requests": 7, "per": "day"}, 7),
+    ]
+    assert (await office.good("GET", "/v1/me", role="chat-only"))["limits"] == []
 
 
 async def test_lists_come_in_pages(office: Office) -> None:

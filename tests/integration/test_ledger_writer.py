@@ -9,10 +9,13 @@ import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.auth.audit_trail import trail
+from gateway.auth.database import By, Database
+from gateway.boot import kept_audit
 from gateway.domain.usage_stream import COMMITTED, STREAM, pack_row
 from gateway.ledger.migrations import migrate
 from gateway.ledger.models import LEDGER
-from gateway.ledger.queries import DAY_US, delete_before, usage
+from gateway.ledger.queries import DAY_US, delete_before, keep_retention, kept_rows, usage
 from gateway.ledger.rows import connect, store_rows
 from gateway.ledger.writer import DEAD, LEASE, LedgerRole, run_ledger
 from tests.rows import row
@@ -268,3 +271,24 @@ async def test_retention_deletes_old_rows_in_batches(engine: AsyncEngine) -> Non
     assert await delete_before(engine, 33, batch=10, pause_s=0) == 33
     assert set(await stored(engine)) == {f"{n}" for n in range(33, 50)}
     assert await delete_before(engine, 33, batch=10) == 0
+
+
+async def test_retention_keeps_what_each_table_says(engine: AsyncEngine, url: str) -> None:
+    """The audit trail and the ledger are kept for times of their own."""
+    await store_rows(
+        engine, [row("old", outcome="ok", admitted_us=5 * DAY_US), row("new", outcome="ok", admitted_us=9 * DAY_US)]
+    )
+    stores = Database(url)
+    for number in (1, 6):
+        async with stores.changing(By("retention", number * DAY_US)) as change:
+            await change.audit("create", "team", f"t{number}", {})
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(keep_retention(url, [kept_rows(3), kept_audit(8)], lambda: 10 * DAY_US))
+
+        async def tidied() -> bool:
+            kept = [one.name for one in await trail(stores, {"actor": "retention"})]
+            return kept == ["t6"] and set(await stored(engine)) == {"new"}
+
+        await until(tidied)
+        work.cancel()
+    await stores.aclose()

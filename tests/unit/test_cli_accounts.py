@@ -120,6 +120,22 @@ def test_a_keys_life(shell: Shell) -> None:
     shell.type("teams", "delete", "red")
 
 
+def test_the_audit_trail_is_shown(shell: Shell) -> None:
+    assert shell.type("audit") == "nothing was changed yet\n"
+    shell.type("teams", "new", "red", "--limit", "concurrent=2")
+    shell.type("teams", "change", "red", "--limit", "")
+    shell.type("users", "new", "ann")
+    found = shell.json("audit", "--noun", "team")
+    assert [(one["action"], one["name"], one["actor"]) for one in found] == [("change", "red", "cli"), ("create", "red", "cli")]
+    assert found[0]["changes"] == {"limits": []}
+    assert [one["noun"] for one in shell.json("audit", "--limit", "1")] == ["user"]
+    rows = list(csv.DictReader(io.StringIO(shell.type("audit", "--csv"))))
+    assert [row["noun"] for row in rows] == ["user", "team", "team"]
+    assert shell.json("audit", "--since", "2199-01-01") == []
+    assert "--limit" in shell.refused("audit", "--limit", "0")
+    assert "since" in shell.refused("audit", "--since", "yesterday")
+
+
 def test_usage_equals_the_ledger(shell: Shell) -> None:
     shell.json("keys", "list")
     now_us = time.time_ns() // 1000

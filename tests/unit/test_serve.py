@@ -46,6 +46,14 @@ async def test_a_unary_answer():
     assert dict(x.response_headers)[b"x-request-id"].decode() == row.id == house.seen[0].id
 
 
+async def test_a_key_without_the_scope_inference_is_a_403_before_its_body_is_read():
+    house = FakeHouse([[place(*HELLO)]], principal=Principal("k", scopes=frozenset({"viewer", "admin"})))
+    x = await run(house)
+    assert (x.error.status, x.error.code) == (403, "permission_denied")
+    assert "inference" in x.error.message
+    assert house.store.admitted == [] and house.seen[0].call is None
+
+
 async def test_a_streamed_answer_is_sent_batch_by_batch():
     house = FakeHouse([[place(*HELLO)]])
     x = await run(house, stream=True)
