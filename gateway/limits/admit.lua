@@ -1,41 +1,42 @@
 -- Charge every rule of one request, or none.
 -- KEYS  reservation, live, meta, rule...
--- ARGV  id, deadline_us, lease_ms, number of rules, blob, then per rule: kind (r q l), limit, window_ms, cost
--- ->    "1 now epoch config (remaining reset_ms)..."                         charged
---       "0 now config index retry_after_ms (remaining reset_ms)..."          refused, nothing written
---       "-1 now" past its deadline   "-2 now" this id was voided or used     nothing written
--- The reservation is a string "<progress, 16 digits> <now> (<sub-window> <cost>)...;<blob>"; `blob` is for the sweeper.
-local id, lease_us, n = ARGV[1], tonumber(ARGV[3]) * 1000, tonumber(ARGV[4])
-if now > tonumber(ARGV[2]) then return '-1 ' .. int(now) end
+-- ARGV  id, numbers, blob; the numbers are doubles: deadline_us, lease_ms, then per rule: kind (1 rate, 2 quota,
+--       3 lease), limit, window_ms, cost
+-- ->    {1, now, epoch, config, (remaining, reset_ms)...}                         charged
+--       {0, now, config, index, retry_after_ms, (remaining, reset_ms)...}         refused, nothing written
+--       {-1, now} past its deadline   {-2, now} this id was voided or used        nothing written
+-- The reservation is a string: progress in 16 digits, then doubles: now, number of rules, (sub-window, cost)...; then
+-- `blob`, which is for the sweeper.
+local id, n = ARGV[1], #KEYS - 3
+local given = numbers(ARGV[2], 2 + 4 * n)
+if now > given[1] then return {-1, now} end
+local lease_us = given[2] * 1000
 local meta = call('HMGET', KEYS[3], 'epoch', 'config')
 local epoch, config = num(meta[1], 0), num(meta[2], 0)
 local expired = int(-now)
-local living = '(' .. expired
-local read, refused, retry_us = {}, 0, 0
+local known, refused, retry_us = {}, 0, 0
 
 for i = 1, n do
-  local key, arg = KEYS[3 + i], 5 + (i - 1) * 4
-  local kind, limit, window, cost = ARGV[arg + 1], tonumber(ARGV[arg + 2]), tonumber(ARGV[arg + 3]), tonumber(ARGV[arg + 4])
+  local key, kind, limit, window = KEYS[3 + i], given[4 * i - 1], given[4 * i], given[4 * i + 1]
   local r
-  if kind == 'r' then
+  if kind == RATE then
     r = rate(key, width_of(window))
-  elseif kind == 'q' then
+  elseif kind == QUOTA then
     r = {s = num(call('GET', key), 0)}
   else
     r = {s = call('ZCARD', key)}
     if r.s > 0 then r.s = r.s - call('ZCOUNT', key, expired, '+inf') end
   end
-  r.kind, r.limit, r.window, r.cost = kind, limit, window, cost
-  read[i] = r
-  local room = limit - cost
+  known[i] = r
+  local room = limit - given[4 * i + 2]
   if r.s > room then
     local wait
-    if kind == 'r' then
-      wait = rate_wait(key, r.width, r.k, r.s, room)
-    elseif kind == 'q' then
+    if kind == RATE then
+      wait = rate_wait(key, r, room)
+    elseif kind == QUOTA then
       wait = window * 1000
     else
-      local nth = call('ZREVRANGEBYSCORE', key, living, '-inf', 'WITHSCORES', 'LIMIT', int(r.s - room - 1), 1)
+      local nth = call('ZREVRANGEBYSCORE', key, '(' .. expired, '-inf', 'WITHSCORES', 'LIMIT', int(r.s - room - 1), 1)
       wait = nth[2] and min(-tonumber(nth[2]) - now, SLOT_RETRY_US) or SLOT_RETRY_US
     end
     if refused == 0 then refused = i end
@@ -46,14 +47,14 @@ if poisoned then return redis.error_reply('SYPOISON a counter holds what no scri
 
 local out
 if refused > 0 then
-  out = fmt('0 %d %d %d %d', now, config, refused - 1, up_ms(retry_us))
+  out = {0, now, config, refused - 1, up_ms(retry_us)}
 else
-  local record = fmt('0000000000000000 %d', now)
-  for i = 1, n do record = record .. ' ' .. (read[i].field or '0') .. ' ' .. ARGV[5 + i * 4] end
-  record = record .. ';' .. ARGV[5]
-  if not call('SET', KEYS[1], record, 'NX', 'PX', int(RECORD_TTL_MS)) then
-    return '-2 ' .. int(now)
+  local record = {now, n}
+  for i = 1, n do
+    record[2 * i + 1], record[2 * i + 2] = known[i].k or 0, given[4 * i + 2]
   end
+  local head = pack('<' .. string.rep('d', 2 + 2 * n), unpack(record))
+  if not call('SET', KEYS[1], '0000000000000000' .. head .. ARGV[3], 'NX', 'PX', RECORD_TTL_MS) then return {-2, now} end
   local expires = int(-(now + lease_us))
   local live = try('ZADD', KEYS[2], expires, id)
   if type(live) == 'table' then
@@ -61,40 +62,42 @@ else
     return live
   end
   local tidy = floor(now / 1000000) % TIDY_S == 0
-  if tidy then call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS)) end
+  if tidy then call('PEXPIRE', KEYS[2], RECORD_TTL_MS) end
   if epoch == 0 then
     epoch = now
     call('HSET', KEYS[3], 'epoch', int(epoch))
-    call('PEXPIRE', KEYS[2], int(RECORD_TTL_MS))
+    call('PEXPIRE', KEYS[2], RECORD_TTL_MS)
   end
   for i = 1, n do
-    local r, key = read[i], KEYS[3 + i]
-    if r.kind == 'r' then
-      charge(key, r.window, r, r.k, r.cost)
+    local r, key, kind, cost = known[i], KEYS[3 + i], given[4 * i - 1], given[4 * i + 2]
+    if kind == RATE then
+      charge(key, given[4 * i + 1], r, r.k, cost)
       r.last = r.k
-    elseif r.kind == 'q' then
-      r.s = r.s + r.cost
-      call('SET', key, int(r.s), 'PX', int(r.window))
+    elseif kind == QUOTA then
+      r.s = r.s + cost
+      call('SET', key, int(r.s), 'PX', int(given[4 * i + 1]))
     else
       if tidy then call('ZREMRANGEBYSCORE', key, expired, '+inf') end
       call('ZADD', key, expires, id)
-      if tidy or r.s == 0 then call('PEXPIRE', key, int(RECORD_TTL_MS)) end
+      if tidy or r.s == 0 then call('PEXPIRE', key, RECORD_TTL_MS) end
       r.s = r.s + 1
     end
   end
-  out = fmt('1 %d %d %d', now, epoch, config)
+  out = {1, now, epoch, config}
 end
+local last = #out
 for i = 1, n do
-  local r, reset = read[i], 0
+  local r, kind, reset = known[i], given[4 * i - 1], 0
   if r.s > 0 then
-    if r.kind == 'r' then
+    if kind == RATE then
       reset = up_ms((r.last + SUBWINDOWS + 1) * r.width - now)
-    elseif r.kind == 'q' then
-      reset = r.window
+    elseif kind == QUOTA then
+      reset = given[4 * i + 1]
     else
-      reset = floor(lease_us / 1000)
+      reset = given[2]
     end
   end
-  out = out .. fmt(' %d %d', max(0, r.limit - r.s), reset)
+  out[last + 1], out[last + 2] = max(0, given[4 * i] - r.s), reset
+  last = last + 2
 end
 return out

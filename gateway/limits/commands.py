@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
+from struct import Struct
+from typing import Any
 
 import msgspec
 
@@ -22,8 +25,9 @@ Args = tuple[bytes | str | int, ...]
 LIVE = PREFIX + "live"
 META = PREFIX + "meta"
 SWEEPER = PREFIX + "sweeper"
-_LETTER: dict[Kind, str] = {"rate": "r", "quota": "q", "lease": "l"}
+_CODE: dict[Kind, int] = {"rate": 1, "quota": 2, "lease": 3}
 _LONGEST_NAME = 160
+_PROGRESS = 16
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -103,11 +107,17 @@ class SettleReply(msgspec.Struct, frozen=True):
     entry: EntryId = (0, 0)
 
 
+@lru_cache(maxsize=128)
+def _doubles(count: int) -> Struct:
+    return Struct(f"<{count}d")
+
+
 def reservation_key(id: str) -> str:
     """The key of a reservation."""
     return f"{PREFIX}r:{id}"
 
 
+@lru_cache(maxsize=4096)
 def counter_key(name: str) -> str:
     """The key of a rule's counter; names of unreasonable length are hashed."""
     if len(name) > _LONGEST_NAME:
@@ -117,23 +127,23 @@ def counter_key(name: str) -> str:
 
 def admit_args(script: Script, id: str, rules: Sequence[Rule], lease_ms: int, deadline_us: int, blob: bytes) -> Args:
     """EVALSHA of an admission. `blob` is an `Opening`, packed."""
-    keys: list[bytes | str | int] = [reservation_key(id), LIVE, META]
-    args: list[bytes | str | int] = [id, deadline_us, lease_ms, len(rules), blob]
+    numbers: list[int] = [deadline_us, lease_ms]
     for rule in rules:
-        keys.append(counter_key(rule.name))
-        args += (_LETTER[rule.kind], rule.limit, rule.window_ms, rule.cost)
-    return ("EVALSHA", script.sha, len(keys), *keys, *args)
+        numbers += (_CODE[rule.kind], rule.limit, rule.window_ms, rule.cost)
+    keys = [counter_key(rule.name) for rule in rules]
+    packed = _doubles(len(numbers)).pack(*numbers)
+    return ("EVALSHA", script.sha, 3 + len(keys), reservation_key(id), LIVE, META, *keys, id, packed, blob)
 
 
 def settle_args(script: Script, closing: Closing, *, again: bool) -> Args:
     """EVALSHA of a settlement, or with the sweep script of an expired reservation."""
-    keys: list[bytes | str | int] = [reservation_key(closing.id), LIVE, META, COMMITTED, STREAM]
-    args: list[bytes | str | int] = [closing.id, closing.epoch, closing.admitted_us, len(closing.used), closing.row]
-    args += (closing.worker, closing.seq, int(again))
+    numbers: list[int] = [closing.epoch, closing.admitted_us, again]
     for used in closing.used:
-        keys.append(counter_key(used.name))
-        args += (_LETTER[used.kind], used.window_ms, used.amount)
-    return ("EVALSHA", script.sha, len(keys), *keys, *args)
+        numbers += (_CODE[used.kind], used.window_ms, used.amount)
+    keys = [counter_key(used.name) for used in closing.used]
+    packed = _doubles(len(numbers)).pack(*numbers)
+    fixed: Args = ("EVALSHA", script.sha, 5 + len(keys), reservation_key(closing.id), LIVE, META, COMMITTED, STREAM)
+    return (*fixed, *keys, closing.id, packed, closing.row, closing.worker, closing.seq)
 
 
 def renew_args(script: Script, live: Sequence[tuple[Progress, int]], deadline_us: int) -> Args:
@@ -149,10 +159,11 @@ def renew_args(script: Script, live: Sequence[tuple[Progress, int]], deadline_us
 
 def peek_args(script: Script, rules: Sequence[Rule], lease_ms: int) -> Args:
     """EVALSHA of a look at some rules; `parse_admit` reads its answer."""
-    args: list[bytes | str | int] = [lease_ms, len(rules)]
+    numbers: list[int] = [lease_ms]
     for rule in rules:
-        args += (_LETTER[rule.kind], rule.limit, rule.window_ms)
-    return ("EVALSHA", script.sha, len(rules), *(counter_key(rule.name) for rule in rules), *args)
+        numbers += (_CODE[rule.kind], rule.limit, rule.window_ms)
+    packed = _doubles(len(numbers)).pack(*numbers)
+    return ("EVALSHA", script.sha, len(rules), *(counter_key(rule.name) for rule in rules), packed)
 
 
 def used_of(rules: Sequence[Rule | Reserved], amounts: Sequence[int]) -> tuple[Used, ...]:
@@ -160,35 +171,45 @@ def used_of(rules: Sequence[Rule | Reserved], amounts: Sequence[int]) -> tuple[U
     return tuple([Used(r.name, r.kind, r.window_ms, amount) for r, amount in zip(rules, amounts, strict=True)])
 
 
-def parse_admit(reply: bytes, rules: Sequence[Rule]) -> AdmitReply:
+def parse_admit(reply: Sequence[int], rules: Sequence[Rule]) -> AdmitReply:
     """The answer of admit.lua.
 
     Raises:
-        ValueError: it is something else.
+        ValueError, IndexError: it is something else.
     """
-    numbers = [int(word) for word in reply.split()]
-    code, now_us = numbers[0], numbers[1]
+    code, now_us = reply[0], reply[1]
     if code < 0:
         return AdmitReply(code, now_us)
     head = 4 if code else 5
-    if len(numbers) != head + 2 * len(rules):
+    if len(reply) != head + 2 * len(rules):
         raise ValueError("admit.lua answered for other rules")
-    states = tuple([RuleState(rule, numbers[head + 2 * i], numbers[head + 2 * i + 1]) for i, rule in enumerate(rules)])
+    states = tuple(map(RuleState, rules, reply[head::2], reply[head + 1 :: 2]))
     if code:
-        return AdmitReply(code, now_us, numbers[2], numbers[3], states=states)
-    return AdmitReply(code, now_us, 0, numbers[2], numbers[3], numbers[4], states)
+        return AdmitReply(code, now_us, reply[2], reply[3], states=states)
+    return AdmitReply(code, now_us, 0, reply[2], reply[3], reply[4], states)
 
 
-def parse_settle(reply: bytes) -> SettleReply:
+def parse_settle(reply: Sequence[Any]) -> SettleReply:
     """The answer of settle.lua and sweep.lua.
 
     Raises:
         ValueError: it is something else.
     """
-    code, now_us, overruns, epoch, committed, entry = reply.split()
-    return SettleReply(int(code), int(now_us), int(overruns), int(epoch), _entry_id(committed), _entry_id(entry))
+    code, now_us, overruns, epoch, committed, entry = reply
+    return SettleReply(code, now_us, overruns, epoch, _entry_id(committed), _entry_id(entry))
+
+
+def parse_record(record: bytes) -> tuple[int, int, bytes]:
+    """A stored reservation: its output tokens so far, its instant of admission, the packed `Opening`.
+
+    Raises:
+        ValueError, struct.error: it is something else.
+    """
+    now_us, rules = _doubles(2).unpack_from(record, _PROGRESS)
+    return int(record[:_PROGRESS]), int(now_us), record[_PROGRESS + 16 + 16 * int(rules) :]
 
 
 def _entry_id(text: bytes) -> EntryId:
+    """An id, (0, 0) for what is none: the key may hold anything."""
     at, _, number = text.partition(b"-")
-    return int(at), int(number)
+    return (int(at), int(number)) if at.isdigit() and number.isdigit() else (0, 0)

@@ -1,86 +1,122 @@
 -- What admission and settlement share. `now` (server clock, us UTC) is set by the prologue: see scripts.py.
--- The maths is that of reference.py. A rate is a hash: `s` the sum of its charges, `k` the last sub-window charged, and
--- one field per sub-window, named by its number. A lease set has ids scored by minus their expiry: the newest comes
--- first, where a small sorted set, which Redis keeps as a list, is cheap to insert into. Numbers leave Lua only through %d: `..` and tostring use %.14g, which
--- corrupts instants and large amounts.
-local MAX, SUBWINDOWS = 9007199254740992, 60
-local RATE_GRACE_MS, RECORD_TTL_MS, TOMBSTONE_MS = 60000, 86400000, 3600000
+-- The maths is that of reference.py. A rate is a string of 64 doubles: the sum of its charges, the last sub-window
+-- charged and that one's charge; then a ring of 61, the charges of the sub-windows before it by number modulo 61. So a
+-- rate is read and written in one command each, while its sub-window lasts only 24 bytes of it. A lease set has ids
+-- scored by minus their expiry: the newest comes first, where a small sorted set, which Redis keeps as a list, is cheap
+-- to insert into. Numbers of a call come packed as doubles too: each argument and each tonumber costs as much as a
+-- small command. Into text they are made only by %d: `..` and tostring use %.14g, which corrupts instants and large
+-- amounts.
+local MAX, SUBWINDOWS, RING = 9007199254740992, 60, 61
+local HEAD_BYTES, RING_BYTES = 24, 488
+local RATE, QUOTA, LEASE = 1, 2, 3
+local RATE_GRACE_MS, RECORD_TTL_MS, TOMBSTONE_MS = 60000, '86400000', '3600000'  -- a number becomes text slowly
 local TIDY_S = 8            -- expired leases are dropped, and long TTLs renewed, in one second out of so many
 local GONE = '-'            -- in place of a reservation: voided, or charged without one
 local SLOT_RETRY_US = 1000000
 local floor, fmt, max, min = math.floor, string.format, math.max, math.min
 local call, try, tonumber = redis.call, redis.pcall, tonumber
+local pack, read = struct.pack, struct.unpack
 local poisoned = false
 
 local function int(x) return fmt('%d', x) end
 
--- a stored amount; anything that we cannot have written marks the rule as poisoned
+-- an amount that we can have written; NaN is none
+local function amount(x) return x >= 0 and x <= MAX and x % 1 == 0 end
+
+-- a stored amount in text; anything that we cannot have written marks the rule as poisoned
 local function num(value, absent)
   if not value then return absent end
   local x = tonumber(value)
-  if not x or not (x >= 0 and x <= MAX) or x % 1 ~= 0 then
+  if not x or not amount(x) then
     poisoned = true
     return absent
   end
   return x
 end
 
+-- the numbers of a packed argument or record
+local function numbers(packed, count, from)
+  return {read('<' .. string.rep('d', count), packed, from)}
+end
+
 local function up_ms(us) return floor((us + 999) / 1000) end
 
 local function width_of(window_ms) return floor((window_ms * 1000 + SUBWINDOWS - 1) / SUBWINDOWS) end
 
--- A rate as it stands now: {s, k, field = k as text, c = charge of k, last, gone = fields that left}
-local function rate(key, width)
-  local k = floor(now / width)
-  local field = int(k)
-  local read = call('HMGET', key, 's', 'k', field)
-  local s, last, c, gone = num(read[1], 0), num(read[2], -1), num(read[3], 0), nil
-  if last > k then
-    k, field = last, int(last)
-    c = num(call('HGET', key, field), 0)
-  elseif last >= 0 and last < k then
-    local names = {}
-    for at = last - SUBWINDOWS, min(k - SUBWINDOWS - 1, last) do names[#names + 1] = int(at) end
-    local left = call('HMGET', key, unpack(names))
-    gone = {}
-    for i = 1, #names do
-      if left[i] then
-        s = s - num(left[i], 0)
-        gone[#gone + 1] = names[i]
-      end
-    end
-    if s < 0 then poisoned = true end
-  end
-  return {s = s, k = k, field = field, c = c, last = last, gone = gone, width = width,
-          kind = 'r', limit = 0, window = 0, cost = 0}
+-- first and last byte of a sub-window in the ring
+local function place(at)
+  local from = HEAD_BYTES + 8 * (at % RING)
+  return int(from), int(from + 7)
 end
 
--- add `amount` to sub-window `at` of a rate that rate() read, and keep what is left of it
-local function charge(key, window_ms, r, at, amount)
-  amount = min(amount, MAX - r.s)
-  r.s = r.s + amount
-  if at == r.k then
-    call('HSET', key, 's', int(r.s), 'k', r.field, r.field, int(r.c + amount))
+local function ring_of(key)
+  local bytes = call('GETRANGE', key, '24', '-1')
+  if #bytes ~= RING_BYTES then
+    poisoned = true
+    return nil
+  end
+  return numbers(bytes, RING)
+end
+
+-- A rate as it stands now: {s, k, c = charge of k, last, ring = of the sub-windows before k, where it had to be read}
+local function rate(key, width)
+  local k = floor(now / width)
+  local head = call('GETRANGE', key, '0', '23')
+  if head == '' then return {s = 0, k = k, c = 0, last = -1, width = width} end
+  if #head ~= HEAD_BYTES then
+    poisoned = true
+    return {s = 0, k = k, c = 0, last = k, width = width}
+  end
+  local s, last, c = read('<ddd', head)
+  if not (amount(s) and amount(last) and amount(c) and c <= s) then
+    poisoned = true
+    return {s = 0, k = k, c = 0, last = k, width = width}
+  end
+  if last >= k then return {s = s, k = last, c = c, last = last, width = width} end
+  local ring = ring_of(key)
+  if ring then
+    ring[last % RING + 1] = c
+    for at = last - SUBWINDOWS, min(k - SUBWINDOWS - 1, last) do
+      local gone = at % RING + 1
+      s, ring[gone] = s - ring[gone], 0
+    end
+    if not amount(s) then poisoned = true end
+  end
+  return {s = s, k = k, c = 0, last = last, width = width, ring = ring}
+end
+
+-- add `more` to sub-window `at` of a rate that rate() read
+local function charge(key, window_ms, r, at, more)
+  more = min(more, MAX - r.s)
+  r.s = r.s + more
+  if at == r.k then r.c = r.c + more end
+  if r.last == r.k then
+    call('SETRANGE', key, '0', pack('<ddd', r.s, r.k, r.c))
+    if at ~= r.k then
+      local from, to = place(at)
+      call('SETRANGE', key, from, pack('<d', read('<d', call('GETRANGE', key, from, to)) + more))
+    end
+    return
+  end
+  local ring
+  if r.ring or at ~= r.k then
+    ring = r.ring or numbers(string.rep('\0', RING_BYTES), RING)
+    if at ~= r.k then ring[at % RING + 1] = ring[at % RING + 1] + more end
+    ring = pack('<' .. string.rep('d', RING), unpack(ring, 1, RING))
   else
-    call('HSET', key, 's', int(r.s), 'k', r.field)
-    call('HINCRBY', key, int(at), int(amount))
+    ring = string.rep('\0', RING_BYTES)
   end
-  if r.last ~= r.k then
-    if r.gone and #r.gone > 0 then call('HDEL', key, unpack(r.gone)) end
-    call('PEXPIRE', key, int(2 * window_ms + RATE_GRACE_MS))
-  end
+  call('SET', key, pack('<ddd', r.s, r.k, r.c) .. ring, 'PX', int(2 * window_ms + RATE_GRACE_MS))
 end
 
 -- after how many us no more than `room` of `used` is left in a rate; each number is exact, their sum might not be
-local function rate_wait(key, width, k, used, room)
-  local names = {}
-  for at = k - SUBWINDOWS, k do names[#names + 1] = int(at) end
-  local held = call('HMGET', key, unpack(names))
-  for i = 1, #names do
-    if held[i] then
-      used = used - num(held[i], 0)
-      if used <= room then return (k - SUBWINDOWS + i - 1 + SUBWINDOWS + 1) * width - now end
+local function rate_wait(key, r, room)
+  local used, ring = r.s, r.ring or r.last >= 0 and ring_of(key)
+  if ring then
+    for at = r.k - SUBWINDOWS, r.k - 1 do
+      used = used - ring[at % RING + 1]
+      if used <= room then return (at + SUBWINDOWS + 1) * r.width - now end
     end
   end
-  return (k + SUBWINDOWS + 1) * width - now
+  return (r.k + SUBWINDOWS + 1) * r.width - now
 end

@@ -37,7 +37,7 @@ class _Settle(Command):
 
     def answered(self, reply: Any) -> None:
         owner = self._owner
-        if not isinstance(reply, bytes):
+        if not isinstance(reply, list):
             log.error("settlement_refused", extra={"reason": str(reply)[:128]})
             owner.refused()
             owner.failed(self, self._closing, again=self._again)

@@ -1,23 +1,23 @@
 -- What is left of some rules now; nothing is written.
 -- KEYS  rule...
--- ARGV  lease_ms, number of rules, then per rule: kind (r q l), limit, window_ms
--- ->    "1 now 0 0 (remaining reset_ms)..."   as admit.lua answers when it has charged
-local n = tonumber(ARGV[2])
-local out = fmt('1 %d 0 0', now)
+-- ARGV  numbers, doubles: lease_ms, then per rule: kind (1 rate, 2 quota, 3 lease), limit, window_ms
+-- ->    {1, now, 0, 0, (remaining, reset_ms)...}   as admit.lua answers when it has charged
+local n = #KEYS
+local given = numbers(ARGV[1], 1 + 3 * n)
+local out = {1, now, 0, 0}
 for i = 1, n do
-  local key, arg = KEYS[i], 2 + (i - 1) * 3
-  local kind, limit, window = ARGV[arg + 1], tonumber(ARGV[arg + 2]), tonumber(ARGV[arg + 3])
+  local key, kind, window = KEYS[i], given[3 * i - 1], given[3 * i + 1]
   local used, reset = 0, 0
-  if kind == 'r' then
+  if kind == RATE then
     local r = rate(key, width_of(window))
     used = r.s
     reset = up_ms((max(r.last, 0) + SUBWINDOWS + 1) * r.width - now)
-  elseif kind == 'q' then
+  elseif kind == QUOTA then
     used, reset = num(call('GET', key), 0), window
   else
-    used, reset = call('ZCARD', key) - call('ZCOUNT', key, int(-now), '+inf'), tonumber(ARGV[1])
+    used, reset = call('ZCARD', key) - call('ZCOUNT', key, int(-now), '+inf'), given[1]
   end
-  out = out .. fmt(' %d %d', max(0, limit - used), used > 0 and reset or 0)
+  out[2 * i + 3], out[2 * i + 4] = max(0, given[3 * i] - used), used > 0 and reset or 0
 end
 if poisoned then return redis.error_reply('SYPOISON a counter holds what no script wrote') end
 return out

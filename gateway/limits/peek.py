@@ -32,7 +32,7 @@ class Peek(Command):
         """See `Command.answered`."""
         if self.future.done():
             return
-        if isinstance(reply, bytes):
+        if isinstance(reply, list):
             self.future.set_result(parse_admit(reply, self._rules))
         else:
             self.future.set_exception(LinkDown(f"refused: {str(reply)[:64]}", sent=False))

@@ -61,7 +61,7 @@ class _Admit(Command):
         return admit_args(self._store.scripts.admit, self.id, self.rules, self._lease_ms, server_us, self._blob)
 
     def answered(self, reply: Any) -> None:
-        if not isinstance(reply, bytes):
+        if not isinstance(reply, list):
             self._store.poisoned += 1
             log.error("limit_counter_poisoned", extra={"reason": str(reply)[:128], "rules": [r.name for r in self.rules]})
             self._fail(LinkDown(f"refused: {str(reply)[:64]}", sent=False))

@@ -2,8 +2,8 @@
 -- A lease that was lost is taken again, even above the limit: its request is running.
 -- KEYS  live, then per reservation: reservation, slot...
 -- ARGV  deadline_us, number of reservations, then per reservation: id, lease_ms, output_tokens, number of slots
--- ->    "now"   or "-1 now" past the deadline: a late renewal could bring back what was settled meanwhile
-if now > tonumber(ARGV[1]) then return '-1 ' .. int(now) end
+-- ->    now, or -1 past the deadline: a late renewal could bring back what was settled meanwhile
+if now > tonumber(ARGV[1]) then return -1 end
 local key = 2
 for i = 1, tonumber(ARGV[2]) do
   local arg = 2 + (i - 1) * 4
@@ -20,4 +20,4 @@ for i = 1, tonumber(ARGV[2]) do
   key = key + slots + 1
 end
 call('PEXPIRE', KEYS[1], int(RECORD_TTL_MS))
-return int(now)
+return now

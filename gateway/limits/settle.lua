@@ -1,51 +1,49 @@
 -- Replace a reservation's charges by what was used, free its slots and append its row: once.
 -- KEYS  reservation, live, meta, committed, stream, rule...
--- ARGV  id, epoch of the admission (0: admitted without us), admitted_us, number of rules, row ('' = void: no row),
---       worker, seq, again (1: an earlier try may have arrived), then per rule: kind (r q l), window_ms, actual
--- ->    "code now overruns epoch committed entry"   ids of the last entry in SQL and of this row's, 0-0 = none; code 1 settled; 2 there was no reservation: row kept, and charged when the data was
---       lost since the admission; 0 nothing to do
+-- ARGV  id, numbers, row ('' = void: no row), worker, seq; the numbers are doubles: epoch of the admission (0: admitted
+--       without us), admitted_us, again (1: an earlier try may have arrived), then per rule: kind (1 rate, 2 quota,
+--       3 lease), window_ms, actual
+-- ->    {code, now, overruns, epoch, committed, entry}   ids of the last entry in SQL (or nothing of use) and of this
+--       row's, 0-0 = none; code 1 settled; 2 there was no reservation: row kept, and charged when the data was lost
+--       since the admission; 0 nothing to do
 -- A poisoned rule is skipped: the row matters more.
-local id, n, row, again = ARGV[1], tonumber(ARGV[4]), ARGV[5], ARGV[8] == '1'
-local record = try('GETRANGE', KEYS[1], 0, 36 + 40 * n)  -- all of the numbers, little of the blob
+local id, n, row = ARGV[1], #KEYS - 5, ARGV[3]
+local given = numbers(ARGV[2], 3 + 3 * n)
+local record = try('GETRANGE', KEYS[1], '0', int(31 + 16 * n))  -- all of the numbers, nothing of the blob
 local committed, entry = try('GET', KEYS[4]), '0-0'
 local epoch = num(call('HGET', KEYS[3], 'epoch'), 0)
 local code, overruns = 1, 0
-local counted, at, cost = true, {}, {}
+local counted, held = true, nil
 
-local numbers = {}
 if record == '' then record = false end
-if type(record) == 'string' and record ~= GONE then
-  for x in string.gmatch(string.sub(record, 17, (string.find(record, ';', 17, true) or 17) - 1), '%d+') do
-    numbers[#numbers + 1] = tonumber(x)
+if record and record ~= GONE then
+  if type(record) == 'string' and #record == 32 + 16 * n then held = numbers(record, 2 + 2 * n, 17) end
+  if not held or held[2] ~= n then  -- not what admit.lua writes for these rules
+    call('DEL', KEYS[1])
+    record = false
   end
-end
-if record and record ~= GONE and #numbers ~= 1 + 2 * n then  -- not what admit.lua writes for these rules
-  call('DEL', KEYS[1])
-  record = false
 end
 
 if record == GONE then
   code = 0
-elseif record then
-  for i = 1, n do at[i], cost[i] = numbers[2 * i], numbers[2 * i + 1] end
-else
+elseif not record then
   counted = false
   if row == '' then
     code = 0
-    call('SET', KEYS[1], GONE, 'PX', int(TOMBSTONE_MS))
-  elseif epoch ~= tonumber(ARGV[2]) or ARGV[2] == '0' then
+    call('SET', KEYS[1], GONE, 'PX', TOMBSTONE_MS)
+  elseif epoch ~= given[1] or epoch == 0 then
     code = 2
-  elseif again then
+  elseif given[3] == 1 then
     code = 0
   else
     code, n = 2, 0
     for i = 6, #KEYS do
-      if ARGV[8 + (i - 6) * 3 + 1] == 'l' then try('ZREM', KEYS[i], id) end
+      if given[3 * (i - 5) + 1] == LEASE then try('ZREM', KEYS[i], id) end
     end
   end
 end
 if code > 0 and row ~= '' then
-  entry = call('XADD', KEYS[5], '*', 'w', ARGV[6], 'n', ARGV[7], 'r', row)
+  entry = call('XADD', KEYS[5], '*', 'w', ARGV[4], 'n', ARGV[5], 'r', row)
   if epoch == 0 then
     epoch = now
     call('HSET', KEYS[3], 'epoch', int(epoch))
@@ -54,35 +52,50 @@ end
 if code > 0 and counted then
   call('DEL', KEYS[1])
 elseif code > 0 and n > 0 then
-  call('SET', KEYS[1], GONE, 'PX', int(TOMBSTONE_MS))
+  call('SET', KEYS[1], GONE, 'PX', TOMBSTONE_MS)
 end
 if code > 0 then call('ZREM', KEYS[2], id) end
 
-local function settle_rate(key, window, actual, i)
-  local width = width_of(window)
-  if not counted then
-    local r = rate(key, width)
-    local admitted = min(floor(tonumber(ARGV[3]) / width), r.k)
-    if not poisoned and admitted >= r.k - SUBWINDOWS then charge(key, window, r, admitted, actual) end
-    return
+local function restore_rate(key, window, actual)
+  local r = rate(key, width_of(window))
+  local admitted = min(floor(given[2] / r.width), r.k)
+  if not poisoned and admitted >= r.k - SUBWINDOWS then charge(key, window, r, admitted, actual) end
+end
+
+-- Give back to the sub-window of the admission; nothing when it has left.
+local function refund(key, at, less)
+  local head = call('GETRANGE', key, '0', '23')
+  if #head ~= HEAD_BYTES then return end
+  local s, last, c = read('<ddd', head)
+  if not (amount(s) and amount(c) and s >= less) then return end
+  if at == last then
+    if c >= less then call('SETRANGE', key, '0', pack('<ddd', s - less, last, c - less)) end
+  elseif at < last and at >= last - SUBWINDOWS then
+    local from, to = place(at)
+    local bytes = call('GETRANGE', key, from, to)
+    local was = #bytes == 8 and read('<d', bytes)
+    if was and amount(was) and was >= less then
+      call('SETRANGE', key, '0', pack('<d', s - less))
+      call('SETRANGE', key, from, pack('<d', was - less))
+    end
   end
-  local more = actual - cost[i]
+end
+
+local function settle_rate(key, window, actual, i)
+  if not counted then return restore_rate(key, window, actual) end
+  local more = actual - held[2 * i + 2]
   if more > 0 then
-    local r = rate(key, width)
+    local r = rate(key, width_of(window))
     if not poisoned then charge(key, window, r, r.k, more) end
   elseif more < 0 then
-    local held = call('HMGET', key, 's', int(at[i]))
-    local s, c = num(held[1], nil), num(held[2], nil)
-    if s and c and s + more >= 0 and c + more >= 0 then
-      call('HSET', key, 's', int(s + more), int(at[i]), int(c + more))
-    end
+    refund(key, held[2 * i + 1], -more)
   end
 end
 
 local function settle_quota(key, window, actual, i)
   local used = num(call('GET', key), nil)
   if counted then
-    local more = actual - cost[i]
+    local more = actual - held[2 * i + 2]
     if used and more ~= 0 then
       call('SET', key, int(max(0, min(used + more, MAX))), 'KEEPTTL')
     elseif more > 0 and not poisoned then
@@ -90,7 +103,7 @@ local function settle_quota(key, window, actual, i)
     end
     return
   end
-  local left_ms = up_ms(tonumber(ARGV[3]) + window * 1000 - now)
+  local left_ms = up_ms(given[2] + window * 1000 - now)
   if left_ms > 0 and not poisoned then
     if used then
       call('SET', key, int(min(used + actual, MAX)), 'KEEPTTL')
@@ -101,15 +114,16 @@ local function settle_quota(key, window, actual, i)
 end
 
 for i = 1, n do
-  local key, arg = KEYS[5 + i], 8 + (i - 1) * 3
-  local kind, window, actual = ARGV[arg + 1], tonumber(ARGV[arg + 2]), tonumber(ARGV[arg + 3])
-  if kind == 'l' then
+  local key, kind, actual = KEYS[5 + i], given[3 * i + 1], given[3 * i + 3]
+  if kind == LEASE then
     try('ZREM', key, id)
   elseif code > 0 then
-    poisoned = false
-    if counted and actual > cost[i] then overruns = overruns + 1 end
-    pcall(kind == 'r' and settle_rate or settle_quota, key, window, actual, i)
+    if counted and actual > held[2 * i + 2] then overruns = overruns + 1 end
+    if not counted or actual ~= held[2 * i + 2] then
+      poisoned = false
+      pcall(kind == RATE and settle_rate or settle_quota, key, given[3 * i + 2], actual, i)
+    end
   end
 end
-if type(committed) ~= 'string' or not string.find(committed, '^%d+%-%d+$') then committed = '0-0' end
-return fmt('%d %d %d %d ', code, now, overruns, epoch) .. committed .. ' ' .. entry
+if type(committed) ~= 'string' then committed = '0-0' end
+return {code, now, overruns, epoch, committed, entry}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from gateway.limits.commands import (
     Closing,
     Opening,
     Reserved,
+    parse_record,
     parse_settle,
     reservation_key,
     settle_args,
@@ -105,11 +107,9 @@ async def keep_swept(client: Redis, *, name: str, cost_of: Callable[[LedgerRow],
 async def _settle(ask: Any, id: str, name: str, now_us: int, cost_of: Callable[[LedgerRow], int]) -> bool:
     record = await ask.get(reservation_key(id))
     try:
-        head, _, blob = bytes(record or b"").partition(b";")
-        words = head.split()
-        output_tokens, admitted_us = int(words[0]), int(words[1])
+        output_tokens, admitted_us, blob = parse_record(bytes(record or b""))
         opening = _decode_opening(blob)
-    except (IndexError, ValueError, msgspec.DecodeError):
+    except (ValueError, struct.error):
         # settled or voided meanwhile, or a record that nobody can read: the script or we take it off the list
         if record is not None:
             log.error("reservation_unreadable", extra={"request_id": id})

@@ -18,6 +18,7 @@ from gateway.limits.commands import LIVE, counter_key, reservation_key
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.store import LimitExceeded, LimitsUnavailable
 from gateway.limits.suitability import findings
+from tests.counters import rate_sum
 from tests.rows import row
 
 pytestmark = pytest.mark.redis
@@ -124,7 +125,7 @@ async def test_script_flush_reloads_once_and_loses_nothing(server):
             *(store.admit(f"{n}", many, row("x"), LEASE) for n in range(20)), store.settle(Settlement(held, (1,), row("first")))
         )
         assert answers[-1] is True
-        assert int(server.client.hget(counter_key(many[0].name), "s")) == 21
+        assert rate_sum(server.client.get(counter_key(many[0].name))) == 21
 
 
 async def test_a_worker_that_lost_its_reservation_writes_its_row_but_is_not_charged_twice(server):
@@ -133,7 +134,7 @@ async def test_a_worker_that_lost_its_reservation_writes_its_row_but_is_not_char
         server.client.delete(reservation_key("a"))  # as the sweeper would leave it
         assert await store.settle(Settlement(reservation, (1, 5, 0), row("a", outcome="ok")))
         assert server.client.xlen(STREAM) == 1
-        assert int(server.client.hget(counter_key("k:tokens:60000"), "s")) == 30
+        assert rate_sum(server.client.get(counter_key("k:tokens:60000"))) == 30
         assert server.client.zcard(counter_key("k:slots")) == 0
 
 
@@ -179,7 +180,7 @@ async def test_rows_and_charges_come_back_when_redis_lost_its_data(server, how):
             if len(ids) >= 5:
                 break
         assert {f"a{n}" for n in range(5)} <= set(ids) and len(ids) == len(set(ids))
-        used = int(server.client.hget(counter_key(WIDE[1].name), "s"))
+        used = rate_sum(server.client.get(counter_key(WIDE[1].name)))
         assert used == 5 * len(ids) + (WIDE[1].cost if how == "flushed" else 0)
         before = store.settlements.held
         assert before == len(ids), "held again until they are in SQL"
@@ -238,7 +239,7 @@ def test_four_processes_of_many_clients_are_admitted_exactly_the_limit(server):
     assert [process.returncode for process in started] == [0, 0, 0, 0]
     assert sum(admitted for admitted, _ in results) == 100
     assert sum(refused for _, refused in results) == 1100
-    assert int(server.client.hget(counter_key("team:tokens:60000"), "s")) == 1000
+    assert rate_sum(server.client.get(counter_key("team:tokens:60000"))) == 1000
 
 
 @pytest.mark.parametrize("error_us", [-10_000_000, 10_000_000])

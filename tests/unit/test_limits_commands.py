@@ -44,17 +44,19 @@ def test_a_long_name_is_hashed_and_a_short_one_is_kept():
 
 
 def test_replies_of_admission_are_read():
-    granted = parse_admit(b"1 1800000000000001 77 3 70 61000 1 15000", RULES)
+    granted = parse_admit([1, 1800000000000001, 77, 3, 70, 61000, 1, 15000], RULES)
     assert (granted.code, granted.now_us, granted.epoch, granted.config) == (1, 1800000000000001, 77, 3)
     assert granted.states == (RuleState(RULES[0], 70, 61000), RuleState(RULES[1], 1, 15000))
-    refused = parse_admit(b"0 5 3 1 900 70 0 0 15000", RULES)
+    refused = parse_admit([0, 5, 3, 1, 900, 70, 0, 0, 15000], RULES)
     assert (refused.code, refused.config, refused.index, refused.retry_after_ms) == (0, 3, 1, 900)
     assert refused.states[1].remaining == 0
-    assert parse_admit(b"-1 5", RULES).code == -1
-    assert parse_settle(b"2 5 1 9 70-1 71-0") == SettleReply(2, 5, 1, 9, (70, 1), (71, 0))
+    assert parse_admit([-1, 5], RULES).code == -1
+    assert parse_settle([2, 5, 1, 9, b"70-1", b"71-0"]) == SettleReply(2, 5, 1, 9, (70, 1), (71, 0))
+    for odd in (b"", b"x", b"7", b"7-", b"-7-1", b"7-x"):
+        assert parse_settle([1, 5, 0, 9, odd, b"71-0"]).committed == (0, 0)
 
 
-@pytest.mark.parametrize("reply", [b"", b"1 2 3", b"0 5 3 1 900 70 0", b"x"])
+@pytest.mark.parametrize("reply", [[], [1, 2, 3], [0, 5, 3, 1, 900, 70, 0]])
 def test_a_reply_of_another_form_is_refused(reply):
     with pytest.raises((ValueError, IndexError)):
         parse_admit(reply, RULES)
