@@ -11,18 +11,16 @@ from collections.abc import Mapping
 
 import msgspec
 
-from backends.core.events import Event, Failure, Finish, FinishReason, ReasoningDelta, Started, TextDelta
-from backends.core.usage import Usage
+from backends.core.events import Event, Finish, FinishReason, ReasoningDelta, Started, TextDelta
+from backends.core.usage import ABSURD, Usage
+from backends.dialects.answers import UNREADABLE, AnswerDecoder
 from backends.parsing import failures
 from backends.parsing.callpieces import CallIds, CallPieces
 from backends.parsing.framing import EventsOrBody
 from backends.parsing.sse import SseEvent
 from backends.parsing.utf8 import mend_escapes
 
-_UNREADABLE = (ValueError, RecursionError)
 _EMPTY = msgspec.Raw(b"")
-#: Token counts from here on are nonsense.
-_ABSURD = 10**9
 _FINISH: Mapping[str, FinishReason] = {
     "end_turn": "stop", "stop_sequence": "stop", "pause_turn": "stop", "max_tokens": "length",
     "model_context_window_exceeded": "length", "tool_use": "tool_calls", "refusal": "content_filter",
@@ -85,65 +83,24 @@ _read_type = msgspec.json.Decoder(_Block).decode
 _read_message = msgspec.json.Decoder(_Message).decode
 
 
-class MessagesDecoder:
+class MessagesDecoder(AnswerDecoder):
     """One message: always one choice."""
 
     def __init__(self) -> None:
-        self._framing = EventsOrBody()
+        super().__init__(EventsOrBody())
         self._calls = CallPieces(0, CallIds())
         self._silent: set[int] = set()  # tool calls that have told no arguments yet, by block
         self._usage = _Usage()
-        self._started = self._begun = self._ended = False
         self._reason: FinishReason | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Events completed by these bytes."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        for event in self._framing.feed(data):
-            self._event(event, out)
-            if self._ended:
-                return out
-        if self._framing.broken:
-            self._fail(failures.protocol(self._framing.broken), out)
-        return out
-
-    def close(self) -> list[Event]:
-        """The body has ended."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        if self._framing.is_body:
-            self._whole(self._framing.take_body(), out)
-            return out
-        for event in self._framing.close():
-            if not self._ended:
-                self._event(event, out, cut=True)
-        if not self._ended:
-            self._fail(failures.truncated("the body ended before `message_stop`"), out)
-        return out
-
-    def _fail(self, failure: Failure, out: list[Event]) -> None:
-        self._ended = True
-        out.append(failure)
-
-    def _error(self, data: bytes, out: list[Event]) -> None:
-        self._fail(failures.event(failures.stream_failure(data, begun=self._begun)), out)
 
     def _event(self, wire: SseEvent, out: list[Event], *, cut: bool = False) -> None:
         data = wire.data
         try:
             event = _read_event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             try:
                 event = _read_event(mend_escapes(data))
-            except _UNREADABLE:
+            except UNREADABLE:
                 odd = "the body ended inside an event"
                 self._fail(failures.truncated(odd) if cut else failures.protocol("not an event", data), out)
                 return
@@ -170,11 +127,11 @@ class MessagesDecoder:
         try:
             kind = _read_type(body).type
             message = _read_message(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             try:
                 mended = mend_escapes(body)
                 kind, message = _read_type(mended).type, _read_message(mended)
-            except _UNREADABLE:
+            except UNREADABLE:
                 self._fail(failures.protocol("not a message", body), out)
                 return
         if kind != "message":
@@ -263,7 +220,7 @@ class MessagesDecoder:
         if parts[0] is None or told.output_tokens is None or min(parts[0], *parts[1:], told.output_tokens) < 0:
             return None
         prompt = parts[0] + parts[1] + parts[2]
-        if not 0 < prompt < _ABSURD or not told.output_tokens < _ABSURD or (self._begun and not told.output_tokens):
+        if not 0 < prompt < ABSURD or not told.output_tokens < ABSURD or (self._begun and not told.output_tokens):
             return None
         details = told.output_tokens_details
         thought = details.thinking_tokens if details is not None else 0

@@ -19,15 +19,12 @@ import msgspec
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, UpstreamProtocol
-from backends.core.events import Candidate, Event, Failure, Finish, FinishReason, Started, TextDelta, TokenLogprob
+from backends.core.events import Candidate, FinishReason, TokenLogprob
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Prompt, Tool
-from backends.core.usage import ABSURD, Usage
 from backends.dialects.openai_compatible import Quirks, encode_message, encode_tool
-from backends.dialects.openai_embeddings import embedding_events
+from backends.dialects.text_answers import Form, Piece, TextDecoder
+from backends.dialects.vector_answers import VectorDecoder, Vectors
 from backends.parsing import failures
-from backends.parsing.framing import EventsOrBody
-from backends.parsing.sse import SseEvent
-from backends.parsing.utf8 import mend_escapes
 from backends.parsing.vectors import pack
 from backends.wire.llamacpp import Completion, EmbeddingItem, Templated, Tokenized
 
@@ -43,7 +40,6 @@ _NAMES = {
     "mirostat_tau": "mirostat_tau", "mirostat_eta": "mirostat_eta", "ignore_eos": "ignore_eos",
 }  # fmt: skip
 _MESSAGES = Quirks("llamacpp", reasoning_field="reasoning_content")
-_EMPTY = msgspec.Raw(b"")
 _UNREADABLE = (ValueError, RecursionError)
 _read = msgspec.json.Decoder(Completion).decode
 _read_whole = msgspec.json.Decoder(Completion | list[Completion]).decode
@@ -100,7 +96,7 @@ class LlamaCpp:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return _Embeddings(job) if isinstance(job, EmbeddingRequest) else _Completions(job)
+        return VectorDecoder(job, _vectors) if isinstance(job, EmbeddingRequest) else TextDecoder(job, _FORM)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
@@ -148,121 +144,33 @@ def tokens_of(body: bytes) -> tuple[int, ...]:
         raise UpstreamProtocol("The backend's answer could not be understood.", detail=f"/tokenize: {error}") from None
 
 
-class _Completions:
-    """`/completion`: events until every choice has said `stop: true`, or one object, or a bare array of them."""
+def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
+    record = _read(data)
+    return None if record.content is None else [_piece(record, record.index or 0, job)]
 
-    def __init__(self, job: GenerationRequest) -> None:
-        self._job = job
-        self._framing = EventsOrBody()
-        self._started = self._begun = self._ended = False
-        self._finals: dict[int, Completion] = {}
 
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Events completed by these bytes."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        for event in self._framing.feed(data):
-            self._event(event, out)
-            if self._ended:
-                return out
-        if self._framing.broken:
-            self._fail(failures.protocol(self._framing.broken), out)
-        return out
-
-    def close(self) -> list[Event]:
-        """The body has ended."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        if self._framing.is_body:
-            self._whole(self._framing.take_body(), out)
-        for event in self._framing.close():
-            if not self._ended:
-                self._event(event, out, cut=True)
-        if not self._ended:
-            self._fail(failures.truncated("the body ended before every choice said `stop: true`"), out)
-        return out
-
-    def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
-        if event.data == b"null":  # begins each but the first group of several prompts' choices (seen in xllamacpp)
-            return
-        try:
-            record = _read(event.data)
-        except _UNREADABLE:
-            try:
-                record = _read(mend_escapes(event.data))
-            except _UNREADABLE:
-                odd = (
-                    failures.truncated("the body ended inside an event")
-                    if cut
-                    else failures.protocol("not a record", event.data)
-                )
-                self._fail(odd, out)
-                return
-        if event.name == "error":
-            self._error(event.data, out)
-        else:
-            self._record(record, record.index or 0, event.data, out)
-
-    def _whole(self, body: bytes, out: list[Event]) -> None:
-        try:
-            answer = _read_whole(body)
-        except _UNREADABLE:
-            self._fail(failures.protocol("not an answer", body), out)
-            return
-        for position, record in enumerate(answer if isinstance(answer, list) else [answer]):
-            if not self._ended:
-                self._record(record, position if record.index is None else record.index, body, out)
-
-    def _error(self, data: bytes, out: list[Event]) -> None:
-        self._fail(failures.event(failures.stream_failure(data, begun=self._begun)), out)
-
-    def _fail(self, failure: Failure, out: list[Event]) -> None:
-        self._ended = True
-        out.append(failure)
-
-    def _record(self, record: Completion, choice: int, data: bytes, out: list[Event]) -> None:
-        content = record.content
-        if content is None:
-            self._error(data, out)
-            return
-        if not 0 <= choice < self._job.choices:
-            self._fail(failures.protocol(f"choice {choice} of {self._job.choices}"), out)
-            return
-        if not self._started:
-            self._started = True
-            out.append(Started(record.model))
-        if choice in self._finals:
-            return
-        tokens: tuple[TokenLogprob, ...] = ()
-        if record.completion_probabilities is not None and self._job.top_logprobs is not None:
-            tokens = _tokens(record, self._job.top_logprobs)
-        if content or tokens:
-            self._begun = True
-            out.append(TextDelta(content, choice, tokens))
-        if record.stop:
-            self._finals[choice] = record
-            out.append(Finish(_reason(record), choice))
-            if len(self._finals) == self._job.choices:
-                self._ended = True
-                if usage := self._usage():
-                    out.append(usage)
-
-    def _usage(self) -> Usage | None:
-        """Outputs of all choices; each prompt once, however many choices share it."""
-        firsts = [final for choice, final in self._finals.items() if choice % self._job.n == 0]
-        prompt = sum(final.tokens_evaluated for final in firsts)
-        output = sum(final.tokens_predicted for final in self._finals.values())
-        cached = sum(final.timings.cache_n for final in firsts if final.timings)
-        if not 0 < prompt < ABSURD or not 0 <= output < ABSURD or (output == 0 and self._begun):
+def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
+    """One object, or a bare array of them for several prompts or choices."""
+    value = _read_whole(data)
+    pieces: list[Piece] = []
+    for place, record in enumerate(value if isinstance(value, list) else [value]):
+        if record.content is None or not record.stop:
             return None
-        return Usage(prompt, output, cached if 0 <= cached <= prompt else 0)
+        pieces.append(_piece(record, place if record.index is None else record.index, job))
+    return pieces
+
+
+def _piece(record: Completion, choice: int, job: GenerationRequest) -> Piece:
+    """Only the last record of a choice tells counts that hold."""
+    piece = Piece(record.content or "", choice, model=record.model)
+    if record.completion_probabilities is not None and job.top_logprobs is not None:
+        piece.logprobs = _tokens(record, job.top_logprobs)
+    if record.stop:
+        piece.finished = True
+        piece.reason = _reason(record)
+        piece.input_tokens, piece.output_tokens = record.tokens_evaluated, record.tokens_predicted
+        piece.cached_tokens = record.timings.cache_n if record.timings else 0
+    return piece
 
 
 def _reason(record: Completion) -> FinishReason:
@@ -286,41 +194,13 @@ def _tokens(record: Completion, top: int) -> tuple[TokenLogprob, ...]:
     )
 
 
-class _Embeddings:
-    """`/embedding`: an array of `{index, embedding: [[...]]}`; it tells no usage."""
+def _vectors(body: bytes) -> Vectors:
+    """An array of `{index, embedding: [[...]]}`; it tells no usage."""
+    vectors: dict[int, bytes] = {}
+    for item in _read_embeddings(body):
+        (vector,) = item.embedding  # several are one per token: the server runs without pooling
+        vectors[item.index] = pack(vector)
+    return Vectors(vectors)
 
-    def __init__(self, job: EmbeddingRequest) -> None:
-        self._job = job
-        self._framing = EventsOrBody()
-        self._ended = False
 
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Nothing yet: the body is one JSON value."""
-        if not self._ended:
-            self._framing.feed(data)
-            if self._framing.broken:
-                self._ended = True
-                return [failures.protocol(self._framing.broken)]
-        return []
-
-    def close(self) -> list[Event]:
-        """All of it, in the order of the inputs."""
-        if self._ended:
-            return []
-        self._ended = True
-        body = self._framing.take_body()
-        try:
-            vectors: dict[int, bytes] = {}
-            for item in _read_embeddings(body):
-                (vector,) = item.embedding
-                vectors[item.index] = pack(vector)
-        except _UNREADABLE as error:
-            if failures.envelope(body).message:
-                return [failures.event(failures.stream_failure(body, begun=False))]
-            return [failures.protocol(f"no embeddings, or one per token ({error})", body)]
-        return embedding_events(vectors, self._job, "", None)
+_FORM = Form(_event, _answer, terminator="finish")

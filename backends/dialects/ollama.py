@@ -16,16 +16,14 @@ import msgspec
 from backends.core.capabilities import OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, BadRequest, UnsupportedParameter
-from backends.core.events import Event, Failure, Finish, FinishReason, ReasoningDelta, Started, TextDelta
+from backends.core.events import FinishReason
 from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt
 from backends.core.usage import ABSURD, Usage
 from backends.dialects.openai_compatible import encode_tool
-from backends.dialects.openai_embeddings import embedding_events
+from backends.dialects.text_answers import Called, Form, Piece, TextDecoder
+from backends.dialects.vector_answers import VectorDecoder, Vectors
 from backends.parsing import failures
-from backends.parsing.callpieces import CallIds, CallPieces
-from backends.parsing.framing import MAX_BODY_BYTES
-from backends.parsing.lines import LineSplitter
-from backends.parsing.utf8 import mend_escapes
+from backends.parsing.failures import Envelope
 from backends.parsing.vectors import pack
 
 _OPTIONS = {
@@ -131,7 +129,7 @@ class Ollama:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return _Embeddings(job) if isinstance(job, EmbeddingRequest) else _Generations(job)
+        return VectorDecoder(job, _vectors) if isinstance(job, EmbeddingRequest) else TextDecoder(job, _FORM)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
@@ -180,128 +178,36 @@ def _arguments(text: str) -> dict[str, object]:
     return value
 
 
-class _Generations:
-    """Lines until one is `done`; a unary answer is one such line."""
-
-    def __init__(self, job: GenerationRequest) -> None:
-        self._job = job
-        self._lines = LineSplitter()
-        self._calls = CallPieces(0, CallIds())
-        self._started = self._begun = self._ended = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Events completed by these bytes."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        for line in self._lines.feed(data):
-            self._line(line, out)
-            if self._ended:
-                return out
-        if self._lines.broken:
-            self._fail(failures.protocol(self._lines.broken), out)
-        return out
-
-    def close(self) -> list[Event]:
-        """The body has ended."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        for line in self._lines.close():
-            self._line(line, out, last=True)
-        if self._lines.broken and not self._ended:
-            self._fail(failures.protocol(self._lines.broken), out)
-        if not self._ended:
-            self._fail(failures.truncated("the body ended before a line said `done`"), out)
-        return out
-
-    def _line(self, line: bytes, out: list[Event], *, last: bool = False) -> None:
-        try:
-            record = _read(line)
-        except _UNREADABLE:
-            try:
-                record = _read(mend_escapes(line))
-            except _UNREADABLE:
-                cut = last and self._started
-                self._fail(failures.truncated("cut inside a line") if cut else failures.protocol("not a record", line), out)
-                return
-        if record.error is not _EMPTY and bytes(record.error) not in (b'""', b"null"):
-            self._fail(failures.event(failures.stream_failure(line, begun=self._begun)), out)
-            return
-        if not self._started:
-            self._started = True
-            out.append(Started(record.model))
-        message = record.message or _Message(record.response, record.thinking)
-        if message.thinking:
-            self._begun = True
-            out.append(ReasoningDelta(message.thinking))
-        if message.content:
-            self._begun = True
-            out.append(TextDelta(message.content))
-        for call in message.tool_calls or ():
-            self._begun = True
-            arguments = bytes(call.function.arguments).decode() or "{}"
-            if piece := self._calls.feed(None, call.id or "", call.function.name, arguments, whole=True):
-                out.append(piece)
-        if record.done:
-            self._done(record, out)
-
-    def _done(self, record: _Record, out: list[Event]) -> None:
-        self._ended = True
-        if not record.done_reason:
-            out.append(failures.truncated("done without a reason: the runner went away"))
-            return
-        out.append(Finish("tool_calls" if self._calls.count else _FINISH.get(record.done_reason, "stop")))
-        prompt, output = max(record.prompt_eval_count, 0), max(record.eval_count, 0)
-        counted = prompt > 0 and output >= (1 if self._begun else 0)
-        if (counted or record.done_reason in ("load", "unload")) and max(prompt, output) < ABSURD:
-            out.append(Usage(prompt, output))
-
-    def _fail(self, failure: Failure, out: list[Event]) -> None:
-        self._ended = True
-        out.append(failure)
+def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | None:
+    del job
+    record = _read(data)
+    if record.error is not _EMPTY and bytes(record.error) not in (b'""', b"null"):
+        return None
+    if record.done and not record.done_reason:
+        return failures.Envelope("done without a reason: the runner went away", "incomplete_generation")
+    message = record.message or _Message(record.response, record.thinking)
+    return [
+        Piece(
+            message.content or "",
+            finished=record.done,
+            reason=_FINISH.get(record.done_reason, "stop"),
+            input_tokens=record.prompt_eval_count,
+            output_tokens=record.eval_count,
+            model=record.model,
+            nothing_ran=record.done_reason in ("load", "unload"),
+            reasoning=message.thinking or "",
+            calls=tuple(
+                Called(call.id or "", call.function.name, bytes(call.function.arguments).decode() or "{}")
+                for call in message.tool_calls or ()
+            ),
+        )
+    ]
 
 
-class _Embeddings:
-    """`/api/embed`: one object."""
+def _vectors(body: bytes) -> Vectors:
+    answer = _read_embedded(body)
+    usage = Usage(answer.prompt_eval_count, 0) if 0 < answer.prompt_eval_count < ABSURD else None
+    return Vectors({index: pack(vector) for index, vector in enumerate(answer.embeddings)}, answer.model, usage)
 
-    def __init__(self, job: EmbeddingRequest) -> None:
-        self._job = job
-        self._body = bytearray()
-        self._ended = False
 
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Nothing yet: the body is one JSON value."""
-        if self._ended:
-            return []
-        self._body += data
-        if len(self._body) <= MAX_BODY_BYTES:
-            return []
-        self._ended = True
-        return [failures.protocol(f"a body of more than {MAX_BODY_BYTES} bytes")]
-
-    def close(self) -> list[Event]:
-        """All of it, in the order of the inputs."""
-        if self._ended:
-            return []
-        self._ended = True
-        body = bytes(self._body)
-        try:
-            answer = _read_embedded(body)
-            vectors = {index: pack(vector) for index, vector in enumerate(answer.embeddings)}
-        except _UNREADABLE:
-            if failures.envelope(body).message:
-                return [failures.event(failures.stream_failure(body, begun=False))]
-            return [failures.protocol("no embeddings", body)]
-        usage = Usage(answer.prompt_eval_count, 0) if 0 < answer.prompt_eval_count < ABSURD else None
-        return embedding_events(vectors, self._job, answer.model, usage)
+_FORM = Form(_line, _line, terminator="finish", lines=True)

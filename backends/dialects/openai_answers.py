@@ -15,7 +15,6 @@ import msgspec
 
 from backends.core.events import (
     Event,
-    Failure,
     Finish,
     FinishReason,
     ReasoningDelta,
@@ -26,6 +25,7 @@ from backends.core.events import (
 )
 from backends.core.request import GenerationRequest
 from backends.core.usage import Usage
+from backends.dialects.answers import UNREADABLE, AnswerDecoder
 from backends.dialects.openai_details import add_usage, read_arguments, read_logprobs, read_usage
 from backends.parsing import failures
 from backends.parsing.callpieces import CallIds, CallPieces
@@ -38,7 +38,6 @@ from backends.wire.openai_chat import EMPTY, ChoicePiece, Chunk, Delta
 if TYPE_CHECKING:
     from backends.dialects.openai_compatible import Quirks
 
-_UNREADABLE = (ValueError, RecursionError)
 #: Finish reasons by backend. TGI: eos_token, stop_sequence; api_like_OAI: length_limit; LMDeploy: parse_error.
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "eos": "stop", "end_turn": "stop", "length": "length",
@@ -62,86 +61,55 @@ class _Choice(msgspec.Struct):
     reason: FinishReason | None = None
 
 
-class GenerationDecoder:
+class GenerationDecoder(AnswerDecoder):
     """Chat and completion answers, streamed or whole."""
 
     def __init__(self, job: GenerationRequest, quirks: Quirks) -> None:
+        super().__init__(EventsOrBody(by_line=quirks.by_line))
         self._job = job
         self._quirks = quirks
         self._infer_length = quirks.infer_length and bool(job.prompts)
         #: Text needs no second look before its choice's finish.
         self._plain = job.top_logprobs is None and not quirks.cut_stops
-        self._framing = EventsOrBody(by_line=quirks.by_line)
-        self._started = self._begun = self._ended = False
         self._choices: dict[int, _Choice] = {}
         self._ids = CallIds()
         self._usages: list[tuple[int, msgspec.Raw]] = []
 
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Events completed by these bytes."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        for event in self._framing.feed(data):
-            self._event(event, out)
-            if self._ended:
-                return out
-        if self._framing.broken:
-            self._fail(failures.protocol(self._framing.broken), out)
-        return out
-
-    def close(self) -> list[Event]:
-        """The body has ended."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        if self._framing.is_body:
-            self._whole(self._framing.take_body(), out)
-            return out
-        for event in self._framing.close():
-            if not event.data.startswith(b"[DONE]") and self._chunk_of(event.data) is None:
-                self._fail(failures.truncated("the body ended inside an event"), out)
-            if not self._ended:
-                self._event(event, out)
-        if self._ended:
-            return out
+    def _stopped(self, out: list[Event], *, inside: bool) -> None:
         clean = self._quirks.terminator
         finished = self._choices and all(choice.reason for choice in self._choices.values())
         if clean == "close" or (clean == "finish" and finished and len(self._choices) >= self._job.choices):
             self._end(out)
         else:
-            self._fail(failures.truncated("the body ended before the stream's terminator"), out)
-        return out
+            super()._stopped(out, inside=inside)
 
     def _chunk_of(self, data: bytes) -> Chunk | None:
         try:
             return _read(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
         mended = mend_escapes(data)
         if mended != data:
             try:
                 return _read(mended)
-            except _UNREADABLE:
+            except UNREADABLE:
                 pass
         return None
 
-    def _event(self, event: SseEvent, out: list[Event]) -> None:
+    def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
         data = event.data
         try:
             chunk = _read(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             if data.startswith(b"[DONE]"):
                 self._end(out)
                 return
             if data in _NOTHING:
                 return
             mended = self._chunk_of(data)
+            if mended is None and cut:
+                self._fail(failures.truncated("the body ended inside an event"), out)
+                return
             if mended is None:
                 self._unreadable(data, out)
                 return
@@ -170,7 +138,7 @@ class GenerationDecoder:
         """Not a chunk: an error with a strange neighbour, or garbage."""
         try:
             value = _read_any(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             value = None
         if isinstance(value, dict) and value.get("error"):
             self._error(data, out)
@@ -187,13 +155,6 @@ class GenerationDecoder:
             self._tell(chunk)
         elif failures.envelope(data).message:
             self._error(data, out)
-
-    def _error(self, data: bytes, out: list[Event]) -> None:
-        self._fail(failures.event(failures.stream_failure(data, begun=self._begun)), out)
-
-    def _fail(self, failure: Failure, out: list[Event]) -> None:
-        self._ended = True
-        out.append(failure)
 
     def _chunk(self, chunk: Chunk, out: list[Event]) -> None:
         if not self._started:
@@ -275,7 +236,7 @@ class GenerationDecoder:
         if piece.logprobs is not EMPTY and self._job.top_logprobs is not None:
             try:
                 tokens = read_logprobs(piece.logprobs)
-            except _UNREADABLE:
+            except UNREADABLE:
                 self._fail(failures.protocol("unreadable logprobs", bytes(piece.logprobs)), out)
                 return
         if text or tokens:
@@ -291,7 +252,7 @@ class GenerationDecoder:
             function = piece.function
             try:
                 arguments = read_arguments(function.arguments) if function else ""
-            except _UNREADABLE:
+            except UNREADABLE:
                 self._fail(failures.protocol("unreadable tool arguments"), out)
                 return
             name = (function.name or "") if function else ""

@@ -30,7 +30,7 @@ from backends.core.request import (
     Tool,
 )
 from backends.dialects.openai_answers import GenerationDecoder
-from backends.dialects.openai_embeddings import EmbeddingDecoder
+from backends.dialects.openai_embeddings import embedding_decoder
 from backends.parsing import failures
 
 #: What OpenAI's own API takes.
@@ -145,7 +145,7 @@ class OpenAICompatible:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return EmbeddingDecoder(job) if isinstance(job, EmbeddingRequest) else GenerationDecoder(job, self.quirks)
+        return embedding_decoder(job) if isinstance(job, EmbeddingRequest) else GenerationDecoder(job, self.quirks)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from backends.core.events import Candidate, TokenLogprob
-from backends.core.usage import Usage
+from backends.core.usage import ABSURD, Usage
 from backends.wire.openai_chat import EMPTY, LogprobsWire, TokenWire
 
-#: Token counts from here on are nonsense.
-_ABSURD = 10**9
 _read_any = msgspec.json.Decoder().decode
 _read_text = msgspec.json.Decoder(str).decode
 _read_logprobs = msgspec.json.Decoder(LogprobsWire).decode
@@ -28,7 +26,7 @@ def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
     prompt, completion = told.get("prompt_tokens"), told.get("completion_tokens", 0)
     if type(prompt) is not int or type(completion) is not int:
         return None
-    if not 0 < prompt < _ABSURD or not 0 <= completion < _ABSURD or (spoke and completion == 0):
+    if not 0 < prompt < ABSURD or not 0 <= completion < ABSURD or (spoke and completion == 0):
         return None
     cached = _detail(told.get("prompt_tokens_details"), "cached_tokens", prompt)
     reasoning = _detail(told.get("completion_tokens_details"), "reasoning_tokens", completion)

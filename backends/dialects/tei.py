@@ -16,12 +16,10 @@ import msgspec
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, UnsupportedParameter
-from backends.core.events import Event
 from backends.core.request import EmbeddingRequest, Job, Prompt
-from backends.dialects.openai_embeddings import embedding_events
 from backends.dialects.plain_prompts import post
+from backends.dialects.vector_answers import VectorDecoder, Vectors
 from backends.parsing import failures
-from backends.parsing.framing import EventsOrBody
 from backends.parsing.vectors import pack
 
 CAPABILITIES: Capabilities = frozenset({"embeddings", "dimensions", "token_input"})
@@ -50,7 +48,7 @@ class Tei:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return _Vectors(_embedding(job))
+        return VectorDecoder(_embedding(job), _vectors)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
@@ -63,38 +61,6 @@ def _embedding(job: Job) -> EmbeddingRequest:
     return job
 
 
-class _Vectors:
-    """An array of vectors."""
-
-    def __init__(self, job: EmbeddingRequest) -> None:
-        self._job = job
-        self._framing = EventsOrBody()
-        self._ended = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Nothing yet: the body is one JSON value."""
-        if not self._ended:
-            self._framing.feed(data)
-            if self._framing.broken:
-                self._ended = True
-                return [failures.protocol(self._framing.broken)]
-        return []
-
-    def close(self) -> list[Event]:
-        """All of it, in the order of the inputs."""
-        if self._ended:
-            return []
-        self._ended = True
-        body = self._framing.take_body()
-        try:
-            vectors = {index: pack(vector) for index, vector in enumerate(_read(body))}
-        except (ValueError, RecursionError) as error:
-            if failures.envelope(body).message:
-                return [failures.event(failures.stream_failure(body, begun=False))]
-            return [failures.protocol(f"no vectors ({error})", body)]
-        return embedding_events(vectors, self._job, "", None)
+def _vectors(body: bytes) -> Vectors:
+    """A bare array of vectors."""
+    return Vectors({index: pack(vector) for index, vector in enumerate(_read(body))})

@@ -13,21 +13,29 @@ from typing import Literal
 
 import msgspec
 
-from backends.core.events import Event, Failure, Finish, FinishReason, Started, TextDelta, TokenLogprob
+from backends.core.events import Event, Finish, FinishReason, ReasoningDelta, Started, TextDelta, TokenLogprob
 from backends.core.request import GenerationRequest
-from backends.core.usage import Usage
+from backends.core.usage import ABSURD, Usage
+from backends.dialects.answers import UNREADABLE, AnswerDecoder
 from backends.parsing import failures
+from backends.parsing.callpieces import CallIds, CallPieces
 from backends.parsing.failures import Envelope
-from backends.parsing.framing import EventsOrBody
+from backends.parsing.framing import EventsOrBody, JsonLines
 from backends.parsing.snapshots import Snapshots
 from backends.parsing.sse import SseEvent
 from backends.parsing.stops import StopCutter
 from backends.parsing.utf8 import mend_escapes
 
-_UNREADABLE = (ValueError, RecursionError)
+#: llama.cpp begins each but the first group of several prompts' choices with `null`.
 _NOTHING = frozenset({b"", b"null"})
-#: Token counts from here on are nonsense.
-_ABSURD = 10**9
+
+
+class Called(msgspec.Struct, frozen=True, gc=False):
+    """A whole tool call; `arguments` is JSON text, `id` "" where the server gives none."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class Piece(msgspec.Struct, gc=False):
@@ -38,6 +46,9 @@ class Piece(msgspec.Struct, gc=False):
         finished: nothing more comes for this choice.
         reason: why it finished; None = the server does not tell, it is inferred.
         input_tokens, cached_tokens, output_tokens: totals so far; 0 = not told.
+        nothing_ran: the model was not asked at all: no tokens, and that is known.
+        reasoning: more thoughts, told before the text.
+        calls: further tool calls, each whole.
     """
 
     text: str = ""
@@ -49,6 +60,9 @@ class Piece(msgspec.Struct, gc=False):
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     model: str = ""
+    reasoning: str = ""
+    calls: tuple[Called, ...] = ()
+    nothing_ran: bool = False
 
 
 #: A record read: its pieces; an error it carries; None = an error in the usual envelopes, or no record at all. Raises
@@ -67,6 +81,7 @@ class Form(msgspec.Struct, frozen=True):
         per_token: each event is one token, so that events can be counted where the server does not count.
         running_counts: counts in a stream are totals; else they are believed only when told once.
         ends: end-of-text markers that the server leaves in the text: cut like stop strings.
+        lines: a stream is a JSON value a line, and a whole answer is one such line.
     """
 
     event: Reader
@@ -76,6 +91,7 @@ class Form(msgspec.Struct, frozen=True):
     per_token: bool = False
     running_counts: bool = True
     ends: tuple[str, ...] = ()
+    lines: bool = False
 
 
 class _Choice(msgspec.Struct):
@@ -84,6 +100,7 @@ class _Choice(msgspec.Struct):
     index: int
     snapshots: Snapshots | None
     cutter: StopCutter
+    calls: CallPieces
     finished: bool = False
     events: int = 0
     told: int = 0
@@ -103,7 +120,7 @@ class _Choice(msgspec.Struct):
         return safe + self.cutter.close() if last and not hit else safe
 
 
-class TextDecoder:
+class TextDecoder(AnswerDecoder):
     """Answers of one `Form`.
 
     Args:
@@ -116,51 +133,20 @@ class TextDecoder:
     def __init__(
         self, job: GenerationRequest, form: Form, *, echo: str = "", input_tokens: int = 0, output_tokens: int = 0
     ) -> None:
+        super().__init__(JsonLines() if form.lines else EventsOrBody())
         self._job = job
         self._form = form
         self._echo = echo
         self._told = (input_tokens, output_tokens)
-        self._framing = EventsOrBody()
-        self._started = self._begun = self._ended = False
         self._choices: dict[int, _Choice] = {}
+        self._ids = CallIds()
+        self._nothing_ran = False
 
-    @property
-    def ended(self) -> bool:
-        """Whether the answer is over: nothing that may still come adds an event."""
-        return self._ended
-
-    def feed(self, data: bytes, /) -> list[Event]:
-        """Events completed by these bytes."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        for event in self._framing.feed(data):
-            self._event(event, out)
-            if self._ended:
-                return out
-        if self._framing.broken:
-            self._fail(failures.protocol(self._framing.broken), out)
-        return out
-
-    def close(self) -> list[Event]:
-        """The body has ended."""
-        out: list[Event] = []
-        if self._ended:
-            return out
-        if self._framing.is_body:
-            self._whole(self._framing.take_body(), out)
-            return out
-        cut = self._framing.close()
-        for event in cut:
-            if not self._ended:
-                self._event(event, out, cut=True)
-        if self._ended:
-            return out
-        if self._form.terminator == "close" and not cut:
+    def _stopped(self, out: list[Event], *, inside: bool) -> None:
+        if self._form.terminator == "close" and not inside:
             self._end(out)
         else:
-            self._fail(failures.truncated("the body ended before the stream's terminator"), out)
-        return out
+            super()._stopped(out, inside=inside)
 
     def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
         data = event.data
@@ -185,11 +171,11 @@ class TextDecoder:
     def _read(self, read: Reader, data: bytes, out: list[Event], *, cut: bool = False, echo: str = "") -> None:
         try:
             pieces = read(data, self._job)
-        except _UNREADABLE:
+        except UNREADABLE:
             try:
                 pieces = read(mend_escapes(data), self._job)
-            except _UNREADABLE:
-                if cut:
+            except UNREADABLE:
+                if cut and (self._started or not self._form.lines):
                     self._fail(failures.truncated("the body ended inside an event"), out)
                 else:
                     self._fail(failures.protocol("not a record", data), out)
@@ -208,13 +194,9 @@ class TextDecoder:
 
     def _error(self, data: bytes, out: list[Event]) -> None:
         if failures.envelope(data).message:
-            self._fail(failures.event(failures.stream_failure(data, begun=self._begun)), out)
+            super()._error(data, out)
         else:
             self._fail(failures.protocol("not a record", data), out)
-
-    def _fail(self, failure: Failure, out: list[Event]) -> None:
-        self._ended = True
-        out.append(failure)
 
     def _piece(self, piece: Piece, out: list[Event]) -> None:
         if not 0 <= piece.choice < self._job.choices:
@@ -235,10 +217,19 @@ class TextDecoder:
         choice.output_tokens = piece.output_tokens or choice.output_tokens
         choice.cached_tokens = piece.cached_tokens or choice.cached_tokens
         tokens = () if choice.matched else piece.logprobs
+        if piece.reasoning:
+            self._begun = True
+            out.append(ReasoningDelta(piece.reasoning, choice.index))
         text = choice.fresh(piece.text, piece.finished)
         if text or tokens:
             self._begun = True
             out.append(TextDelta(text, choice.index, tokens))
+        for call in piece.calls:
+            self._begun = True
+            if one := choice.calls.feed(None, call.id, call.name, call.arguments, whole=True):
+                out.append(one)
+        if piece.nothing_ran:
+            self._nothing_ran = True
         if piece.finished:
             self._finish(choice, piece.reason, out)
             ready = self._form.terminator == "finish" and len(self._choices) == self._job.choices
@@ -248,7 +239,7 @@ class TextDecoder:
     def _open(self, index: int) -> _Choice:
         stops = (*self._job.sampling.stop, *self._form.ends)
         snapshots = Snapshots(stops) if self._form.cumulative else None
-        choice = self._choices[index] = _Choice(index, snapshots, StopCutter(stops))
+        choice = self._choices[index] = _Choice(index, snapshots, StopCutter(stops), CallPieces(index, self._ids))
         choice.input_tokens, choice.output_tokens = self._told
         return choice
 
@@ -259,6 +250,8 @@ class TextDecoder:
             most = self._job.sampling.max_tokens
             count = self._counted(choice) or (choice.events if self._form.per_token else 0)
             reason = "length" if most is not None and count >= most else "stop"
+        if reason == "stop" and choice.calls.count:
+            reason = "tool_calls"
         out.append(Finish(reason, choice.index))
 
     def _counted(self, choice: _Choice) -> int:
@@ -287,8 +280,10 @@ class TextDecoder:
 
     def _usage(self) -> Usage | None:
         """Outputs of all choices, each prompt once; None when one was not told, or cannot be true."""
+        if self._nothing_ran:
+            return Usage(0, 0)
         counts = [(choice, self._counted(choice)) for choice in self._choices.values()]
-        if any(not 0 < one.input_tokens < _ABSURD or not 0 < count < _ABSURD for one, count in counts):
+        if any(not 0 < one.input_tokens < ABSURD or not 0 < count < ABSURD for one, count in counts):
             return None
         firsts = [choice for choice in self._choices.values() if choice.index % self._job.n == 0]
         prompt = sum(choice.input_tokens for choice in firsts)

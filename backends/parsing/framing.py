@@ -86,3 +86,29 @@ class LineEvents:
                 field, _, value = line.partition(b":")
                 found.append(SseEvent(value.removeprefix(b" "), "error" if field == b"error" else ""))
         return found
+
+
+class JsonLines:
+    """Lines, each an event of its own: NDJSON; single use. It is never a body: one value is one line."""
+
+    is_body: bool | None = False
+
+    def __init__(self) -> None:
+        self._lines = LineSplitter()
+        self.broken = ""
+
+    def feed(self, data: bytes, /) -> list[SseEvent]:
+        """Events completed by these bytes."""
+        lines = self._lines.feed(data)
+        self.broken = self._lines.broken
+        return [SseEvent(line) for line in lines]
+
+    def close(self) -> list[SseEvent]:
+        """The body has ended: a last line without its newline, which may have been cut anywhere."""
+        lines = self._lines.close()
+        self.broken = self._lines.broken
+        return [SseEvent(line) for line in lines]
+
+    def take_body(self) -> bytes:
+        """Nothing: see the class."""
+        return b""
