@@ -19,9 +19,11 @@ from backends.core.usage import Usage
 from backends.engines.launch import EngineLaunch
 from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
-from gateway.auth.overlay import clashes
+from gateway.auth.overlay import clashes, overlaid
 from gateway.auth.owners import owner_names
 from gateway.auth.pepper import load_or_create_pepper
+from gateway.auth.prices import follow_prices
+from gateway.auth.records import PriceRecord
 from gateway.boot import Boot, kept_audit, log_style
 from gateway.config.folders import make_private
 from gateway.config.loader import parse, restart_needed
@@ -188,6 +190,7 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
     redis_url = configuration.redis_url
     file = configuration.file
     snapshot = configuration.snapshot
+    prices: tuple[PriceRecord, ...] = ()
 
     def reloaded(data: bytes) -> None:
         nonlocal snapshot
@@ -196,7 +199,12 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
             snapshot = parse(data, file).snapshot
 
     def cost_of(row: LedgerRow) -> int:
-        return cost_bound_nusd(Usage(row.input_tokens, row.output_tokens), snapshot.models.get(row.model), row.admitted_us)
+        route = overlaid(snapshot, (), prices).models.get(row.model)
+        return cost_bound_nusd(Usage(row.input_tokens, row.output_tokens), route, row.admitted_us)
+
+    def priced(found: tuple[PriceRecord, ...]) -> None:
+        nonlocal prices
+        prices = found
 
     async def main(line: Line) -> None:
         attach(log, log_style(configuration))
@@ -207,12 +215,13 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
         async with asyncio.TaskGroup() as group:
             client = Redis.from_url(redis_url, socket_timeout=5.0, socket_connect_timeout=2.0)
             sweeping = group.create_task(keep_swept(client, name=f"sweeper-{child.boot}", cost_of=cost_of))
+            pricing = group.create_task(follow_prices(configuration.ledger_url, priced))
             cleaning = group.create_task(keep_retention(configuration.ledger_url, kept, wall_us))
             try:
                 await run_ledger(redis_url, configuration.ledger_url, days.retain_days, line.draining)
             finally:
-                sweeping.cancel()
-                cleaning.cancel()
+                for task in (sweeping, pricing, cleaning):
+                    task.cancel()
         await client.aclose()
 
     return run_async(child, main)

@@ -1,4 +1,5 @@
-"""The command line: `switchyard serve | check | doctor | capabilities | keys | teams | orgs | users | usage | audit | version`.
+"""The command line: `switchyard serve | check | doctor | capabilities | version`, and for what is managed `keys | teams |
+orgs | users | prices | quota | usage | audit`.
 
 Also `python -m gateway`.
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from backends.core.errors import GatewayError
 from gateway.auth.records import SCOPES
 from gateway.cli_accounts import add_commands, add_key_actions
+from gateway.cli_prices import add_prices
 from gateway.cli_reports import add_reports
 from gateway.command_parts import (
     Refused,
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     revoke.set_defaults(run=_revoke)
     add_key_actions(keys)
     add_commands(commands)
+    add_prices(commands)
     add_reports(commands)
     return parser
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway.auth.overlay import in_file
 from gateway.auth.records import InFile, KeyLimit, OwnerKind, stored_limits
@@ -18,6 +19,10 @@ from gateway.config.loader import load
 from gateway.config.settings import Configuration
 from gateway.config.validation import suggestion
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Body = TypeVar("Body", bound="BaseModel")
 _LIMIT = re.compile(r"([a-z_]+)=([0-9.]+)(?:/([a-z_]+))?(?:@(.+))?")
 
 
@@ -128,8 +133,6 @@ def limits(texts: Sequence[str], found: Configuration) -> tuple[KeyLimit, ...]:
     Raises:
         Refused: one is no limit.
     """
-    from pydantic import ValidationError
-
     from gateway.config.dynamic import Limit
 
     entries: list[Limit] = []
@@ -142,12 +145,26 @@ def limits(texts: Sequence[str], found: Configuration) -> tuple[KeyLimit, ...]:
             raise Refused(f"--limit {text}: the configuration has no model {model!r}")
         fields = {unit: amount, "per": per, "model": found.snapshot.models[model].name if model else None}
         try:
-            entries.append(Limit.model_validate({name: value for name, value in fields.items() if value is not None}))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise Refused(f"--limit {text}: {where + ': ' if where else ''}{first['msg']}") from error
+            entries.append(validated(Limit, {name: value for name, value in fields.items() if value is not None}))
+        except Refused as refused:
+            raise Refused(f"--limit {text}: {refused}") from refused
     return stored_limits(compile_limits(entries, ""))
+
+
+def validated(model: type[Body], fields: dict[str, object]) -> Body:
+    """What was typed, checked as a body of the admin API is.
+
+    Raises:
+        Refused: naming the option.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Refused(f"{where}: {first['msg']}" if where else str(first["msg"])) from error
 
 
 def show(columns: Sequence[str], rows: Sequence[dict[str, str]], nothing: str, *, as_json: bool) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy.engine import make_url
 
 from backends.core.errors import GatewayError
@@ -21,6 +22,7 @@ from gateway.auth.database import Database
 from gateway.auth.keystore import KeyStore
 from gateway.auth.overlay import in_file
 from gateway.auth.owners import OwnerStore
+from gateway.auth.prices import PriceStore
 from gateway.boot import Boot, kept_audit
 from gateway.config.certificates import Certificate
 from gateway.config.loader import parse
@@ -81,6 +83,7 @@ class Parts:
         self._retired = Retired()
         self._counters: dict[str, Counter] = {}
         self._view = self._connect(boot.configuration, None)
+        self._shown: tuple[View, View] | None = None
         self._accounts = Database(boot.configuration.ledger_url)
         self._keys = KeyStore(self._accounts)
         self._reports = connect(boot.configuration.ledger_url)
@@ -103,7 +106,7 @@ class Parts:
         self.limits = self._store()
         self.settler = Settler(self.limits, self._observe)
         house = House(
-            view=lambda: self._view,
+            view=self._present,
             auth=self.auth,
             limits=self.limits,
             gate=self.gate,
@@ -125,6 +128,7 @@ class Parts:
 
     async def start(self) -> None:
         """Open what needs a running loop. Call `aclose` in the same task."""
+        await self.auth.refresh()  # no request may be priced or limited by the file alone
         if isinstance(self.limits, RedisStore):
             await self.limits.start()
         elif self._ledger is not None:
@@ -196,6 +200,8 @@ class Parts:
         reasons = dict(self._not_ready)
         if not self.accepting:
             reasons["gateway"] = "starting or draining"
+        if not self.auth.knows_database:
+            reasons["accounts"] = "not read yet"
         if isinstance(self.limits, RedisStore) and not self.limits.ready:
             reasons["limits"] = "settlements cannot be kept"
         if self._ledger is not None and not self._ledger.ready:
@@ -210,6 +216,13 @@ class Parts:
     def samples(self) -> bytes:
         """This worker's metrics for whoever sums them."""
         return pack(self.metrics.dump())
+
+    def _present(self) -> View:
+        """The view of a request that begins now: the configuration's, with what the database adds to its snapshot."""
+        snapshot = self.auth.snapshot()
+        if self._shown is None or self._shown[0] is not self._view or self._shown[1].snapshot is not snapshot:
+            self._shown = (self._view, msgspec.structs.replace(self._view, snapshot=snapshot))
+        return self._shown[1]
 
     def _connect(self, configuration: Configuration, before: Catalog | None) -> View:
         snapshot = configuration.snapshot
@@ -244,6 +257,7 @@ class Parts:
             database=self._accounts,
             keys=self._keys,
             owners=OwnerStore(self._accounts, lambda kind, name: in_file(self._view.snapshot, kind, name)),
+            prices=PriceStore(self._accounts),
             pepper=self.boot.pepper,
             now_us=wall_us,
             snapshot=lambda: self._view.snapshot,

@@ -16,6 +16,7 @@ from fastapi import Request
 from gateway.auth.database import By, Database
 from gateway.auth.keystore import KeyStore
 from gateway.auth.owners import OwnerStore
+from gateway.auth.prices import PriceStore
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import NotAllowed, Principal
 from gateway.domain.settlement import Rule, RuleState
@@ -38,7 +39,7 @@ class Authenticates(Protocol):
 class AdminParts:
     """What the admin API is given.
 
-    `snapshot`: the configuration file's; `present`: with the database's organisations, teams and users. `peek`: what is
+    `snapshot`: the configuration file's; `present`: with the database's organisations, teams, users and prices. `peek`: what is
     left of some rules now; it may raise LimitsUnavailable. `store_now_us`: the limit store's clock.
     """
 
@@ -46,6 +47,7 @@ class AdminParts:
     database: Database
     keys: KeyStore
     owners: OwnerStore
+    prices: PriceStore
     pepper: bytes
     now_us: Callable[[], int]
     snapshot: Callable[[], Snapshot]

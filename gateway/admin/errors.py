@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from backends.core.errors import BadRequest, GatewayError
-from gateway.auth.records import InvalidKey, KeyRetired, OwnerExists, OwnerInUse, UnknownKey, UnknownOwner
+from gateway.auth.records import (
+    InvalidKey,
+    KeyRetired,
+    OwnerExists,
+    OwnerInUse,
+    PriceDeclared,
+    PriceExists,
+    UnknownKey,
+    UnknownOwner,
+    UnknownPrice,
+)
 
 
 class NotFound(GatewayError):
@@ -48,8 +58,11 @@ def told(noun: str) -> Iterator[None]:
         yield
     except InvalidKey as wrong:
         raise BadRequest(f"{wrong}.", param=str(wrong).partition(":")[0]) from wrong
-    except (UnknownKey, UnknownOwner) as unknown:
+    except (UnknownKey, UnknownOwner, UnknownPrice) as unknown:
         raise NotFound(noun) from unknown
-    except (OwnerExists, OwnerInUse, KeyRetired) as conflict:
+    except PriceDeclared as declared:
+        text = str(declared)
+        raise Conflict(f"{text[:1].upper()}{text[1:]}.", code="read_only") from declared
+    except (OwnerExists, OwnerInUse, KeyRetired, PriceExists) as conflict:
         text = str(conflict)
         raise Conflict(f"{text[:1].upper()}{text[1:]}.") from conflict

@@ -20,7 +20,7 @@ from backends.core.errors import BadRequest, GatewayError
 from gateway.auth.database import KeysUnavailable
 from gateway.auth.keys import check_pepper, is_genuine, stored_hash, text_hash
 from gateway.auth.overlay import overlaid
-from gateway.auth.records import Changes, KeyRecord, Owner
+from gateway.auth.records import Changes, KeyRecord, Owner, PriceRecord
 from gateway.config.compiled_limits import GATEWAY, bound
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import LimitSpec, Principal
@@ -144,7 +144,8 @@ class Authenticator:
         self._declared: dict[str, Principal] = {}
         self._declared_of: Snapshot | None = None
         self._owners: tuple[Owner, ...] = ()
-        self._overlaid: tuple[Snapshot, tuple[Owner, ...], Snapshot] | None = None
+        self._prices: tuple[PriceRecord, ...] = ()
+        self._overlaid: tuple[Snapshot, object, object, Snapshot] | None = None
         self._refreshing = asyncio.Lock()
         self._refreshed = 0
         self._flights: dict[str, _Flight] = {}
@@ -178,11 +179,16 @@ class Authenticator:
         return principal
 
     def snapshot(self) -> Snapshot:
-        """The present configuration with the database's organisations, teams and users."""
-        base, known = self._snapshot(), self._overlaid
-        if known is None or known[0] is not base or known[1] is not self._owners:
-            known = self._overlaid = (base, self._owners, overlaid(base, self._owners))
-        return known[2]
+        """The present configuration with the database's organisations, teams, users and prices."""
+        base, known, owners, prices = self._snapshot(), self._overlaid, self._owners, self._prices
+        if known is None or known[0] is not base or known[1] is not owners or known[2] is not prices:
+            known = self._overlaid = (base, owners, prices, overlaid(base, owners, prices))
+        return known[3]
+
+    @property
+    def knows_database(self) -> bool:
+        """Whether owners and prices were read once; before, the configuration file's alone hold."""
+        return self._store is None or self._revision is not None
 
     async def watch(self, every_s: float = 0.5) -> None:
         """Follow the store's revision for ever. Run it in the worker's TaskGroup; a change acts within `every_s`."""
@@ -217,6 +223,8 @@ class Authenticator:
         self._unknown.clear()
         if changes.owners is not None:
             self._owners = changes.owners
+        if changes.prices is not None:
+            self._prices = changes.prices
         if changes.ids is None:
             self._known.clear()
             self._by_id.clear()

@@ -60,6 +60,10 @@ class Change:
         """Tell every worker to read the owners again."""
         await self.connection.execute(sa.update(REVISION).values(owners=self.revision))
 
+    async def prices_changed(self) -> None:
+        """Tell every worker to read the prices again."""
+        await self.connection.execute(sa.update(REVISION).values(prices=self.revision))
+
 
 class Database:
     """The connections of one process, made after a fork; `aclose` them.

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.auth.database import By, Change, Database, KeysUnavailable, to_json
 from gateway.auth.keys import PUBLIC_BYTES, RANDOM_BYTES, MintedKey, mint, stored_hash
 from gateway.auth.owners import read_owners, require_owner
+from gateway.auth.prices import read_prices
 from gateway.auth.records import (
     SCOPES,
     Changes,
@@ -219,16 +220,17 @@ class KeyStore:
             KeysUnavailable: the database does not answer.
         """
         async with self.database.reading() as connection:
-            found = (await connection.execute(sa.select(REVISION.c.revision, REVISION.c.owners))).one()
-            revision, owners_at = int(found[0]), int(found[1])
+            found = (await connection.execute(sa.select(REVISION.c.revision, REVISION.c.owners, REVISION.c.prices))).one()
+            revision, owners_at, prices_at = int(found[0]), int(found[1]), int(found[2])
             if revision == since:
                 return Changes(revision, ())
             everything = since is None or revision < since
             owners = await read_owners(connection) if since is None or everything or owners_at > since else None
+            prices = await read_prices(connection) if since is None or everything or prices_at > since else None
             if since is None or everything:
-                return Changes(revision, None, owners)
+                return Changes(revision, None, owners, prices)
             rows = await connection.execute(sa.select(KEYS.c.id).where(KEYS.c.revision > since))
-            return Changes(revision, tuple(str(id) for id in rows.scalars()), owners)
+            return Changes(revision, tuple(str(id) for id in rows.scalars()), owners, prices)
 
     async def aclose(self) -> None:
         """Close the pooled connections."""

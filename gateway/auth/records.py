@@ -1,4 +1,4 @@
-"""What the key database holds, as values: keys, the owners of limits, and what is asked of them. Pure.
+"""What the key database holds, as values: keys, the owners of limits, prices, and what is asked of them. Pure.
 
 Instants are µs UTC. `models` None = every model. Limits are stored without the scope that names their counters: that is
 their holder's (`key:<id>`, `team:<name>` …).
@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway.domain.principal import LimitSpec, OnInsufficient, OnOutage, Period, Unit
+from gateway.domain.route import Deployment, Price
 
 #: Limits are stored in Redis as doubles: above this they would be rounded.
 LARGEST_LIMIT = 2**53
@@ -43,6 +44,18 @@ class OwnerExists(ValueError):
 
 class OwnerInUse(ValueError):
     """It cannot be deleted: others belong to it."""
+
+
+class UnknownPrice(LookupError):
+    """No price has this id."""
+
+
+class PriceExists(ValueError):
+    """There is a price of this model from this instant on."""
+
+
+class PriceDeclared(ValueError):
+    """The price stands in the configuration file."""
 
 
 class KeyRetired(ValueError):
@@ -197,16 +210,30 @@ class OwnerChange(msgspec.Struct, frozen=True):
     limits: tuple[KeyLimit, ...] | UnsetType = UNSET
 
 
+class PriceRecord(msgspec.Struct, frozen=True):
+    """What a model's tokens cost requests that are admitted from `from_us` (µs UTC) on.
+
+    `deployment` "" = at each of its deployments whose price stands neither in the file nor in a record of its own.
+    """
+
+    id: str
+    model: str
+    deployment: str
+    from_us: int
+    price: Price
+
+
 class Changes(msgspec.Struct, frozen=True):
     """What changed since a revision.
 
-    `ids` None: unknown (the counter went back), so any key may have changed. `owners`: all of them, when one changed;
-    None = none did.
+    `ids` None: unknown (the counter went back), so any key may have changed. `owners`, `prices`: all of them, when one
+    changed; None = none did.
     """
 
     revision: int
     ids: tuple[str, ...] | None
     owners: tuple[Owner, ...] | None = None
+    prices: tuple[PriceRecord, ...] | None = None
 
 
 def stated(change: KeyChange | OwnerChange) -> dict[str, object]:
@@ -270,6 +297,11 @@ def check_scopes(scopes: frozenset[str], team: str) -> None:
         raise InvalidKey(f"scopes: one or more of {', '.join(sorted(SCOPES))}")
     if "team-admin" in scopes and not team:
         raise InvalidKey("scopes: team-admin needs a team")
+
+
+def declares_price(deployment: Deployment) -> bool:
+    """Whether the configuration file says what a deployment's tokens cost; a price of nothing is none."""
+    return deployment.price != Price() or bool(deployment.later_prices)
 
 
 #: Whether a team or organisation of this name exists in the configuration file.

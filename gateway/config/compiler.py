@@ -134,7 +134,7 @@ class Compiler:
             params=entry.params,
             max_in_flight=self._in_flight(entry),
             timeouts=Timeouts(**entry.timeouts.model_dump()),
-            price=_price(entry.price),
+            price=compiled_price(entry.price),
             later_prices=self._later_prices(path, entry),
             keepalive_s=entry.keepalive_s,
             template=self._jinja((*path, "template"), entry.template),
@@ -161,7 +161,7 @@ class Compiler:
         return engine.slots + 1 if engine is not None and entry.max_in_flight is None else entry.max_in_flight
 
     def _later_prices(self, path: KeyPath, entry: DeploymentEntry) -> tuple[tuple[int, Price], ...]:
-        dated = [(_micros(one.valid_from), _price(one)) for one in entry.prices]
+        dated = [(_micros(one.valid_from), compiled_price(one)) for one in entry.prices]
         for number, (at, _) in enumerate(dated):
             if at in [other for other, _ in dated[:number]]:
                 self._report((*path, "prices", number, "valid_from"), "two prices begin at this instant", "remove one of them")
@@ -400,7 +400,8 @@ def _bad_url(url: str) -> tuple[str, str] | None:
     return None
 
 
-def _price(price: PriceEntry) -> Price:
+def compiled_price(price: PriceEntry) -> Price:
+    """A price in pico-USD per token; cached input costs as input where nothing is said of it."""
     cached = price.input if price.cached_input is None else price.cached_input
     return Price(_pico(price.input), _pico(cached), _pico(price.output))
 

@@ -17,10 +17,10 @@ def cost_nusd(usage: Usage, price: Price) -> int:
     return -(-pico // PICO_PER_NANO)
 
 
-def price_at(deployment: Deployment, admitted_us: int) -> Price:
-    """What a deployment's tokens cost a request that was admitted at this instant (µs UTC)."""
+def price_at(route: Route, deployment: Deployment, admitted_us: int) -> Price:
+    """What a model's tokens cost at a deployment, for a request that was admitted at this instant (µs UTC)."""
     price = deployment.price
-    for from_us, later in deployment.later_prices:
+    for from_us, later in route.prices.get(deployment.id) or deployment.later_prices:
         if from_us > admitted_us:
             break
         price = later
@@ -29,5 +29,7 @@ def price_at(deployment: Deployment, admitted_us: int) -> Price:
 
 def cost_bound_nusd(usage: Usage, route: Route | None, admitted_us: int) -> int:
     """What an answer costs at most, in nano-USD, when nobody knows which deployment gave it; 0 without a route."""
-    deployments = [one for tier in route.tiers for one in tier] if route is not None else []
-    return max((cost_nusd(usage, price_at(one, admitted_us)) for one in deployments), default=0)
+    if route is None:
+        return 0
+    deployments = [one for tier in route.tiers for one in tier]
+    return max((cost_nusd(usage, price_at(route, one, admitted_us)) for one in deployments), default=0)

@@ -74,6 +74,7 @@ class Route(msgspec.Struct, frozen=True):
 
     `context` 0 = unknown. `weights` by deployment id (1 where absent). `limits` hold for the model, whoever asks.
     `tokenizer` is the path of a tokenizer.json ("" = prompts are estimated), `chat_template` a template's jinja source.
+    `prices` are the database's, by deployment id: (µs UTC from which it holds, price), by instant.
     """
 
     name: str
@@ -88,3 +89,4 @@ class Route(msgspec.Struct, frozen=True):
     limits: tuple[LimitSpec, ...] = ()
     tokenizer: str = ""
     chat_template: str = ""
+    prices: Mapping[str, tuple[tuple[int, Price], ...]] = {}

@@ -121,7 +121,7 @@ def _price(route: Route, limits: Sequence[LimitSpec], house: House) -> Price:
         return _FREE
     now_us = house.limits.now_us()
     instants = (now_us, now_us + _PRICE_AHEAD_US)
-    return ceiling(price_at(one, at) for tier in route.tiers for one in tier for at in instants)
+    return ceiling(price_at(route, one, at) for tier in route.tiers for one in tier for at in instants)
 
 
 def _capped(call: Call, demand: Demand, cap: int, tally: Tally) -> tuple[Call, Demand]:

@@ -63,7 +63,7 @@ def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
     assert reservation is not None and route is not None
     usage = usage_of(tally)
     deployment = tally.deployment
-    price = price_at(deployment, reservation.admitted_us) if deployment is not None else None
+    price = price_at(route, deployment, reservation.admitted_us) if deployment is not None else None
     cost = cost_nusd(usage, price) if price is not None else 0
     returned = tally.error is not None and not tally.deltas and tally.error.code in _RETURNED
     actual = tuple(_actual(rule, usage, cost, returned) for rule in reservation.rules)

@@ -18,8 +18,10 @@ from gateway.auth.database import By, Database
 from gateway.auth.keystore import KeyStore
 from gateway.auth.overlay import in_file
 from gateway.auth.owners import OwnerStore
+from gateway.auth.prices import PriceStore
 from gateway.auth.records import KeyLimit, NewKey, Owner
 from gateway.config.loader import parse
+from gateway.domain.money import price_at
 from gateway.edge.web import WebParts, web_app
 from gateway.ledger.migrations import migrate
 from gateway.ledger.rows import connect, store_rows
@@ -71,6 +73,7 @@ class Office:
 
         parts = AdminParts(
             auth=self.auth, database=self.database, keys=self.keys, owners=self.owners, pepper=PEPPER, now_us=lambda: NOW,
+            prices=PriceStore(self.database),
             snapshot=lambda: snapshot, present=self.auth.snapshot, peek=peek, store_now_us=lambda: NOW, randomness=self.random,
         )  # fmt: skip
         web = WebParts(
@@ -175,7 +178,10 @@ MATRIX: list[tuple[str, str, Any, tuple[int, ...]]] = [
     *((("POST", A + "/keys/{of-blue}/" + verb, {} if verb == "rotate" else None, OTHERS_TEAM)) for verb in
       ("suspend", "resume", "rotate", "revoke")),
     ("GET", A + "/prices", None, READ),
-    ("PUT", A + "/prices/near", None, (401, 403, 403, 403, 403, 409)),
+    ("POST", A + "/prices", {"model": "other", "input": 1, "output": 2}, ADMIN),
+    ("POST", A + "/prices", {"model": "chat", "deployment": "near", "input": 1, "output": 2}, (401, 403, 403, 403, 403, 409)),
+    ("DELETE", A + "/prices/file:near:0", None, (401, 403, 403, 403, 403, 409)),
+    ("DELETE", A + "/prices/nothing", None, (401, 403, 403, 403, 403, 404)),
     ("GET", A + "/usage", None, READ),
     ("GET", A + "/audit", None, READ),
     ("GET", "/v1/me", None, (401, 200, 200, 200, 200, 200)),
@@ -273,6 +279,16 @@ BAD = [
     ("POST", "/teams", {"name": "has space"}, "name"),
     ("PATCH", "/teams/red", {"name": "green"}, "name"),
     ("POST", "/organisations", {"name": "n", "models": ["chat"]}, "models"),
+    ("POST", "/prices", {"model": "nothing", "input": 1, "output": 1}, "model"),
+    ("POST", "/prices", {"model": "other", "deployment": "near", "input": 1, "output": 1}, "deployment"),
+    ("POST", "/prices", {"model": "other", "input": -1, "output": 1}, "input"),
+    ("POST", "/prices", {"model": "other", "input": 1e300, "output": 1}, "input"),
+    ("POST", "/prices", {"model": "other", "input": 0.0000001, "output": 1}, "input"),
+    ("POST", "/prices", {"model": "other", "input": "NaN", "output": 1}, "input"),
+    ("POST", "/prices", {"model": "other", "input": 1}, "output"),
+    ("POST", "/prices", {"model": "other", "input": 1, "output": 1, "valid_from": "soon"}, "valid_from"),
+    ("POST", "/prices", {"model": "other", "input": 1, "output": 1, "valid_from": "0001-01-01"}, "valid_from"),
+    ("POST", "/prices", {"model": "other", "input": 1, "output": 1, "id": "mine"}, "id"),
     ("GET", "/usage?by=team,nonsense", None, "by"),
     ("GET", "/usage?since=yesterday", None, "since"),
     ("GET", "/keys?limit=0", None, "limit"),
@@ -298,7 +314,8 @@ async def test_what_the_file_declares_is_read_only(office: Office) -> None:
         ("PATCH", "/users/file-user", {"limits": []}),
         ("PATCH", "/keys/file-key", {"name": "x"}),
         ("POST", "/keys/file-key/revoke", None),
-        ("PUT", "/prices/near", None),
+        ("DELETE", "/prices/file:near:1", None),
+        ("POST", "/prices", {"model": "chat", "deployment": "near", "input": 1, "output": 1}),
     ]:
         assert (await office.bad(409, method, A + path, body))["code"] == "read_only"
     assert (await office.good("GET", A + "/teams/file-team"))["source"] == "file"
@@ -379,7 +396,32 @@ async def test_prices_are_shown_exactly(office: Office) -> None:
         ("2.5", "0.25", "10"), ("3", "3", "0"), ("4", "4", "0"),
     ]  # fmt: skip
     assert {tuple(one["models"]) for one in near} == {("chat",)}
-    assert len((await office.good("GET", A + "/prices"))["data"]) == 4
+    assert len((await office.good("GET", A + "/prices"))["data"]) == 3
+
+
+async def test_prices_of_models_are_made_followed_and_deleted(office: Office) -> None:
+    new = {"model": "gpt-4o-mini", "input": "1.5", "cached_input": 0.15, "output": 6, "valid_from": "2023-11-01"}
+    general = await office.good("POST", A + "/prices", new)
+    assert (general["model"], general["deployment"], general["now"], general["source"]) == ("chat", None, True, "database")
+    assert (general["input"], general["cached_input"], general["output"]) == ("1.5", "0.15", "6")
+    await office.bad(409, "POST", A + "/prices", {**new, "model": "chat"})
+    later = await office.good("POST", A + "/prices", {"model": "chat", "input": 2, "output": 7, "valid_from": "2030-01-01"})
+    assert not later["now"]
+    own = await office.good("POST", A + "/prices", {"model": "chat", "deployment": "far", "input": 3, "output": 8})
+    found = {one["id"]: one for one in (await office.good("GET", A + "/prices?model=chat"))["data"]}
+    assert {found[one["id"]]["now"] for one in (general, later)} == {False}, "far has a price of its own now"
+    assert found[own["id"]]["now"] and "file:near:1" in found
+    route = office.auth.snapshot().models["gpt-4o-mini"]
+    near, far = route.tiers[0][0], route.tiers[1][0]
+    assert price_at(route, far, NOW).input == 3_000_000 and price_at(route, far, NOW - 1).input == 1_500_000
+    assert price_at(route, near, NOW).input == 3_000_000, "the file's"
+    assert "other" not in {one["model"] for one in found.values()}
+    assert (await office.good("DELETE", f"{A}/prices/{own['id']}"))["deleted"]
+    route = office.auth.snapshot().models["chat"]
+    assert price_at(route, far, NOW).output == 6_000_000
+    trail = (await office.good("GET", A + "/audit?noun=price"))["data"]
+    assert [one["action"] for one in trail] == ["delete", "create", "create", "create"]
+    assert trail[0]["changes"]["model"] == "chat"
 
 
 async def test_no_json_and_too_deep_json_are_400(office: Office) -> None:

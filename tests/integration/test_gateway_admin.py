@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 
 from gateway.auth.keystore import NewKey, create_key
 from gateway.ledger.migrations import migrate, sync_url
+from gateway.ledger.models import LEDGER
 from tests.gateway_process import GatewayProcess
 from tests.servers import PostgresServer, RedisServer
 from tests.upstream import upstream_server
@@ -27,8 +29,9 @@ PROBES = 12
 class Fleet:
     """Two gateways and an admin."""
 
-    def __init__(self, gateways: list[GatewayProcess], admin: str) -> None:
+    def __init__(self, gateways: list[GatewayProcess], admin: str, ledger: str) -> None:
         self.gateways = gateways
+        self._ledger = ledger
         self._admin = admin
         self.http = httpx.AsyncClient(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -49,6 +52,19 @@ class Fleet:
             ).status_code
 
         return set(await asyncio.gather(*(one(gateway) for gateway in self.gateways for _ in range(PROBES))))
+
+    async def rows(self, key: str, since_us: int, count: int) -> Sequence[sa.Row[tuple[object, ...]]]:
+        """A key's rows in the ledger, once there are so many."""
+        engine = sa.create_engine(sync_url(self._ledger), poolclass=sa.NullPool)
+        query = sa.select(LEDGER).where(LEDGER.c.key_id == key, LEDGER.c.admitted_us >= since_us)
+        deadline = time.monotonic() + 20
+        while True:
+            with engine.connect() as connection:
+                found = connection.execute(query).all()
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} rows, not {count}"
+            await asyncio.sleep(0.1)
 
     async def within_a_second(self, begun: float, happened: Callable[[], Awaitable[bool]]) -> None:
         """`happened` is asked once, when a second is over."""
@@ -76,7 +92,7 @@ async def fleet(folder: Path, redis: RedisServer, postgres: PostgresServer) -> A
         admin = await create_key(url, PEPPER.encode(), NewKey("admin", scopes=frozenset({"admin"})))
         with GatewayProcess(folder / "a", tree, ENV) as a, GatewayProcess(folder / "b", tree, ENV) as b:
             await asyncio.gather(asyncio.to_thread(a.start), asyncio.to_thread(b.start))
-            house = Fleet([a, b], admin.secret)
+            house = Fleet([a, b], admin.secret, url)
             async with house.http:
                 yield house
 
@@ -119,6 +135,8 @@ async def test_changes_act_everywhere_within_a_second(
         await house.within_a_second(begun, lambda: _is(house.statuses(new, "/v1/chat/completions", ask), {400}))
         await house.manage("DELETE", "/users/ann")
 
+        await _prices(house, id, new)
+
         await house.manage("PATCH", f"/keys/{id}", {"limits": [{"requests": 1000, "per": "hour"}]})
         await asyncio.sleep(1)
         await house.statuses(new, "/v1/chat/completions", ask)
@@ -134,7 +152,33 @@ async def test_changes_act_everywhere_within_a_second(
         used = await house.manage("GET", "/usage?by=key,team,organisation,user")
         (sums,) = [one for one in used["data"] if one["key"] == id]  # type: ignore[index]
         assert (sums["team"], sums["organisation"], sums["user"]) == ("red", "acme", "ann")
-        assert sums["output_tokens"] == 2 * sums["requests"] and sums["requests"] == 2 * PROBES * 5
+        assert sums["output_tokens"] == 2 * sums["requests"] and sums["requests"] == 2 * PROBES * 7
+
+
+async def _prices(house: Fleet, key: str, secret: str) -> None:
+    """A price acts on every worker of both gateways within a second; a dated one by the instant of the admission."""
+    ask = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
+    await house.manage("PATCH", f"/keys/{key}", {"limits": [{"usd": 0.5, "per": "month"}]})
+    await asyncio.sleep(1)
+    begun = time.monotonic()
+    dear = await house.manage("POST", "/prices", {"model": "chat", "input": 1_000_000, "output": 0})
+    await house.within_a_second(begun, lambda: _is(house.statuses(secret, "/v1/chat/completions", ask), {400}))
+    await house.manage("DELETE", f"/prices/{dear['id']}")
+    await house.manage("PATCH", f"/keys/{key}", {"limits": []})
+    await asyncio.sleep(1)
+    since_us, later_us = time.time_ns() // 1000, (time.time_ns() // 1_000_000_000 + 3) * 1_000_000
+    for price, from_us in ((2, since_us), (20, later_us)):
+        at = datetime.datetime.fromtimestamp(from_us // 1_000_000, datetime.UTC).isoformat()
+        await house.manage("POST", "/prices", {"model": "chat", "input": price, "output": 2 * price, "valid_from": at})
+    await asyncio.sleep(1)
+    for _ in range(2):
+        assert await house.statuses(secret, "/v1/chat/completions", ask) == {200}
+        await asyncio.sleep(max(0.0, later_us / 1e6 - time.time() + 0.1))
+    rows = await house.rows(key, since_us, 4 * PROBES)
+    assert {row.admitted_us >= later_us for row in rows} == {False, True}
+    for row in rows:
+        price = 20_000 if row.admitted_us >= later_us else 2000
+        assert row.cost_nusd == price * row.input_tokens + 2 * price * row.output_tokens, (row, later_us)
 
 
 async def _is(statuses: Awaitable[set[int]], expected: set[int]) -> bool:

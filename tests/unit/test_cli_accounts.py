@@ -136,6 +136,34 @@ def test_the_audit_trail_is_shown(shell: Shell) -> None:
     assert "since" in shell.refused("audit", "--since", "yesterday")
 
 
+def test_prices_are_set_listed_and_deleted(shell: Shell) -> None:
+    assert shell.type("prices", "list") == "nothing costs anything\n"
+    shell.type("prices", "set", "gpt-4o-mini", "--input", "2.5", "--output", "10", "--from", "2026-01-01")
+    later = shell.json(
+        "prices", "set", "chat", "--input", "3", "--cached-input", "0.3", "--output", "12", "--from", "2199-01-01"
+    )
+    found = shell.json("prices", "list", "--model", "chat")
+    assert [(one["model"], one["input"], one["cached_input"], one["now"]) for one in found] == [
+        ("chat", "2.5", "2.5", True), ("chat", "3", "0.3", False),
+    ]  # fmt: skip
+    table = list(csv.DictReader(io.StringIO(shell.type("prices", "list", "--csv"))))
+    assert [row["valid_from"] for row in table] == ["2026-01-01T00:00:00Z", "2199-01-01T00:00:00Z"]
+    shell.type("prices", "delete", later["id"])
+    assert len(shell.json("prices", "list")) == 1
+    for words, told in [
+        (["set", "nothing", "--input", "1", "--output", "1"], "model: "),
+        (["set", "chat", "--input", "-1", "--output", "1"], "input: "),
+        (["set", "chat", "--input", "1", "--output", "1", "--from", "soon"], "valid_from: "),
+        (["set", "chat", "--input", "1", "--output", "1", "--deployment", "near"], "deployment: "),
+        (["set", "chat", "--input", "1", "--output", "1", "--from", "2026-01-01"], "valid_from"),
+        (["delete", "file:far:0"], "configuration file"),
+        (["delete", "nothing"], "no price"),
+        (["list", "--model", "nothing"], "--model"),
+    ]:
+        assert told in shell.refused("prices", *words)
+    assert len(shell.json("prices", "list")) == 1
+
+
 def test_usage_equals_the_ledger(shell: Shell) -> None:
     shell.json("keys", "list")
     now_us = time.time_ns() // 1000

@@ -23,5 +23,13 @@ def test_the_bound_is_the_dearest_deployment_for_this_very_usage():
 def test_a_price_holds_from_its_instant_on():
     early, middle, late = Price(1000, 500, 0), Price(2000, 0, 0), Price(3000, 0, 0)
     one = Deployment("a", "m", price=early, later_prices=((10, middle), (20, late)))
-    assert [price_at(one, at) for at in (0, 9, 10, 19, 20, 2**60)] == [early, early, middle, middle, late, late]
-    assert cost_bound_nusd(Usage(5, 0), Route("m", ((one,),)), 15) == 10
+    route = Route("m", ((one,),))
+    assert [price_at(route, one, at) for at in (0, 9, 10, 19, 20, 2**60)] == [early, early, middle, middle, late, late]
+    assert cost_bound_nusd(Usage(5, 0), route, 15) == 10
+
+
+def test_the_databases_price_of_a_model_holds_where_it_has_one():
+    one, other = Deployment("a", "m"), Deployment("b", "m")
+    route = Route("m", ((one, other),), prices={"a": ((10, Price(2000)),)})
+    assert [price_at(route, one, at).input for at in (9, 10)] == [0, 2000]
+    assert price_at(route, other, 10) == Price()
