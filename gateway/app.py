@@ -9,7 +9,9 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
+import msgspec
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,10 +29,12 @@ from gateway.auth.records import PriceRecord
 from gateway.boot import Boot, kept_audit, log_style
 from gateway.config.folders import make_private
 from gateway.config.loader import parse, restart_needed
+from gateway.config.model_files import weights_mb
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
 from gateway.config.snapshot import EngineSpec, Snapshot
 from gateway.config.welcome import greeting, welcome
+from gateway.domain.engines import EngineKeep
 from gateway.domain.money import cost_bound_nusd
 from gateway.domain.settlement import LedgerRow
 from gateway.edge.limits import Limits
@@ -41,12 +45,14 @@ from gateway.ledger.writer import run_ledger
 from gateway.limits.sweeper import keep_swept
 from gateway.parts import Parts
 from gateway.pipeline.clock import wall_us
+from gateway.runtime.board import Board
 from gateway.runtime.drain import DrainTimes
-from gateway.runtime.engine_role import engine_role
+from gateway.runtime.engine_keeper import EngineKeeper
 from gateway.runtime.gate_role import run_gate
+from gateway.runtime.lifecycle import Lifecycle
 from gateway.runtime.line import Line, run_async
 from gateway.runtime.ports import PortTaken, own_port
-from gateway.runtime.roles import Child, ForkRole, Role
+from gateway.runtime.roles import Child, ForkRole
 from gateway.runtime.supervisor import Reload, Supervisor
 from gateway.runtime.worker import WorkerParts, run_worker
 from gateway.telemetry.bridge import attach
@@ -70,7 +76,7 @@ def serve(configuration: Configuration) -> int:
     reload = None
     if configuration.file is not None:
         reload = Reload(path=configuration.file, check=partial(_check, configuration, log))
-    roles: list[Role] = [_engine(boot, spec) for spec in configuration.snapshot.engines.values()]
+    roles: list[ForkRole] = []
     if boot.gated:
         roles.append(_gate(boot, log))
     if configuration.redis_url is not None:
@@ -78,7 +84,8 @@ def serve(configuration: Configuration) -> int:
     for index in range(server.workers):
         run = partial(_worker, boot, owner, times, index)
         roles.append(ForkRole(name=f"worker-{index}", run=run, stage="requests"))
-    return Supervisor(roles, log, requests_s=times.longest_s + 2, reload=reload).run()
+    engines = _engines(boot, log)
+    return Supervisor(roles, log, engines=engines, requests_s=times.longest_s + 2, reload=reload).run()
 
 
 def _boot(configuration: Configuration, owner: socket.socket) -> Boot:
@@ -132,23 +139,36 @@ async def _welcome(configuration: Configuration, pepper: bytes, owner: socket.so
     return welcome(base_url, admin.secret, user.secret)
 
 
-def _engine(boot: Boot, spec: EngineSpec) -> Role:
-    """The host process of a local engine."""
-    return engine_role(
-        EngineLaunch(
-            name=spec.name,
-            kind=spec.kind,
-            engine=registry.ENGINES[spec.kind],
-            model=spec.model,
-            socket=str(boot.engine_socket(spec.name)),
-            token=boot.engine_token,
-            slots=spec.slots,
-            context=spec.context,
-            queue=spec.queue,
-            options=spec.options,
-            python=spec.python,
-            environment=spec.environment,
-        )
+def _engines(boot: Boot, log: DirectSink) -> EngineKeeper:
+    """The keeper of the local engines' host processes."""
+    specs = boot.configuration.snapshot.engines.values()
+    lifecycle = Lifecycle(map(_keep, specs), boot.configuration.static.server.engine_memory_mb)
+    return EngineKeeper([_launch(boot, spec) for spec in specs], lifecycle, log)
+
+
+def _keep(spec: EngineSpec) -> EngineKeep:
+    """Where the configuration states no memory: the weights and a fifth more for caches, until a loaded process tells."""
+    if spec.keep.memory_mb:
+        return spec.keep
+    return msgspec.structs.replace(spec.keep, memory_mb=max(1, weights_mb(Path(spec.model)) * 6 // 5))
+
+
+def _launch(boot: Boot, spec: EngineSpec) -> EngineLaunch:
+    """How the host process of a local engine is started."""
+    return EngineLaunch(
+        name=spec.name,
+        kind=spec.kind,
+        engine=registry.ENGINES[spec.kind],
+        model=spec.model,
+        socket=str(boot.engine_socket(spec.name)),
+        token=boot.engine_token,
+        slots=spec.slots,
+        context=spec.context,
+        queue=spec.queue,
+        options=spec.options,
+        python=spec.python,
+        environment=spec.environment,
+        memory_limit_mb=spec.memory_limit_mb,
     )
 
 
@@ -243,7 +263,9 @@ def _worker(boot: Boot, owner: socket.socket, times: DrainTimes, index: int, chi
     async def build(line: Line) -> AsyncIterator[WorkerParts]:
         sink = Sink(style=boot.log_style)
         attach(sink, boot.log_style)
-        parts = Parts(boot, index, line.child.boot, sink)
+        board = Board(line.say)
+        line.watch_engines(board.learn)
+        parts = Parts(boot, index, line.child.boot, sink, board)
         await parts.start()
         try:
             yield WorkerParts(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from backends.core.errors import GatewayError
+from gateway.domain.engines import EngineState
 from gateway.domain.settlement import RuleState
 from gateway.ledger.embedded import EmbeddedLedger
 from gateway.limits.embedded_store import EmbeddedStore
@@ -84,6 +85,18 @@ def read_places(metrics: Metrics, places: Callable[[], Iterable[Place]]) -> None
         metrics.replace(
             f.BREAKER_OPEN, {place.deployment.id: 0.0 if place.breaker.healthy(now_us) else 1.0 for place in places()}
         )
+
+    metrics.before_dump(look)
+
+
+def read_engines(metrics: Metrics, states: Callable[[], Iterable[EngineState]]) -> None:
+    """What the supervisor tells of the local engines."""
+
+    def look() -> None:
+        now = list(states())
+        metrics.replace(f.ENGINE_READY, {one.name: float(one.state == "ready") for one in now})
+        metrics.replace(f.ENGINE_FAILED, {one.name: float(one.state == "failed") for one in now})
+        metrics.replace(f.ENGINE_LOADS, {one.name: float(one.loads) for one in now})
 
     metrics.before_dump(look)
 

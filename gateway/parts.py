@@ -53,6 +53,7 @@ from gateway.pipeline.settler import Settler
 from gateway.pipeline.tally import Tally
 from gateway.places import Backends, Retired
 from gateway.routing.catalog import Catalog, Place
+from gateway.runtime.board import Board
 from gateway.runtime.gate_role import export_alone
 from gateway.telemetry import families
 from gateway.telemetry.aggregate import pack
@@ -63,23 +64,24 @@ from gateway.telemetry.sink import Sink, timestamp
 
 RENEW_S = 5.0
 KEEP_ALIVE_S = 1.0
-PROBE_S = 0.1
+PROBE_S = 1.0
 
 
 class Parts:
     """One worker's parts: `start`, serve `app` while `background` runs, `aclose`."""
 
-    def __init__(self, boot: Boot, index: int, incarnation: int, sink: Sink) -> None:
+    def __init__(self, boot: Boot, index: int, incarnation: int, sink: Sink, board: Board) -> None:
         self.boot = boot
         self.sink = sink
+        self.board = board
         self.metrics = Metrics()
         self.open_requests = OpenRequests()
         self.accepting = False
         self._index = index
-        self._not_ready: dict[str, str] = {}
+        self._not_ready = {f"engine {name}": "loading" for name in boot.configuration.snapshot.engines}
         self._cut = False
         self._ledger: EmbeddedLedger | None = None
-        self._backends = Backends(boot, f"worker-{index}")
+        self._backends = Backends(boot, f"worker-{index}", board)
         self._retired = Retired()
         self._counters: dict[str, Counter] = {}
         self._view = self._connect(boot.configuration, None)
@@ -138,6 +140,7 @@ class Parts:
         figures.read_process(self.metrics, VERSION)
         figures.read_limits(self.metrics, self.limits, self._ledger)
         figures.read_places(self.metrics, self._places)
+        figures.read_engines(self.metrics, lambda: self.board.states)
         self.metrics.read(families.OPEN_STREAMS, lambda: len(self.open_requests))
         self.metrics.read(families.LOG_DROPPED, lambda: self.sink.dropped)
         self.metrics.read(families.WORKERS_READY, lambda: not self.not_ready())
@@ -202,6 +205,9 @@ class Parts:
             reasons["gateway"] = "starting or draining"
         if not self.auth.knows_database:
             reasons["accounts"] = "not read yet"
+        failed = self.board.failed()
+        if failed and all(place.deployment.engine in failed for place in self._places()):
+            reasons["engines"] = "every engine has failed"
         if isinstance(self.limits, RedisStore) and not self.limits.ready:
             reasons["limits"] = "settlements cannot be kept"
         if self._ledger is not None and not self._ledger.ready:
@@ -234,7 +240,6 @@ class Parts:
         self._backends.learn(snapshot.engines)
         catalog = Catalog(snapshot.deployments, self._backends.build, before)
         self._retired.add(catalog.retired, self.open_requests.present())
-        self._not_ready.update({f"engine {name}": "loading" for name in snapshot.engines} if before is None else {})
         server = configuration.static.server
         return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters)
 
@@ -271,6 +276,7 @@ class Parts:
             now_us=wall_us,
             snapshot=lambda: self._view.snapshot,
             not_ready=self.not_ready,
+            failed_engines=self.board.failed,
             metrics=self._all_metrics,
             metrics_token=token.get_secret_value() if token else "",
             routers=admin_routers(admin, self._reports),
@@ -341,24 +347,16 @@ class Parts:
         """Once a second: comments into silent streams, and the end of places that a reload retired."""
         while True:
             await asyncio.sleep(KEEP_ALIVE_S)
-            self.open_requests.keep_alive(monotonic_us())
+            self.open_requests.keep_alive(monotonic_us(), lambda one: bool(one.engine) and self.board.loading(one.engine))
             for place in self._retired.due(self.open_requests.present()):
                 if not place.deployment.engine:
                     await place.backend.aclose()
 
     async def _await_engines(self) -> None:
-        """Not ready until every engine of the first configuration has loaded once; then the welcome."""
-        waiting = list(self._view.snapshot.engines)
-        while waiting:
-            for name in list(waiting):
-                try:
-                    await self._backends.engine(name).probe()
-                except GatewayError as error:
-                    self._not_ready[f"engine {name}"] = error.code or "not ready"
-                else:
-                    waiting.remove(name)
-                    self._not_ready.pop(f"engine {name}", None)
-            if waiting:
-                await asyncio.sleep(PROBE_S)
+        """Not ready until every engine that loads at the start has loaded, or failed to; then the welcome."""
+        while waiting := self.board.starting():
+            self._not_ready = {f"engine {name}": "loading" for name in waiting}
+            await self.board.change(PROBE_S)
+        self._not_ready = {}
         if self.boot.welcome:
             print(self.boot.welcome, flush=True)  # noqa: T201  # the one thing a first start says to a person

@@ -23,14 +23,16 @@ from gateway.boot import Boot
 from gateway.config.snapshot import EngineSpec
 from gateway.domain.route import Deployment
 from gateway.routing.catalog import Place
+from gateway.runtime.board import Board, LoadedFirst
 
 
 class Backends:
     """Makes backends for one worker. Deployments of one engine share its connection."""
 
-    def __init__(self, boot: Boot, worker: str) -> None:
+    def __init__(self, boot: Boot, worker: str, board: Board) -> None:
         self._boot = boot
         self._worker = worker
+        self._board = board
         self._engines: dict[str, EngineClient] = {}
         self._specs: dict[str, EngineSpec] = {}
 
@@ -52,7 +54,8 @@ class Backends:
             spec = self._specs[deployment.engine]
             client = self.engine(deployment.engine)
             can = _corrected(registry.engine_capabilities(spec.kind, spec.options), deployment)
-            return _interpreted(client, deployment, lambda: str(client.describe().get("prompt_tail", ""))), can
+            loaded = LoadedFirst(client, self._board, deployment.engine)
+            return _interpreted(loaded, deployment, lambda: str(client.describe().get("prompt_tail", ""))), can
         return remote(deployment)
 
     async def aclose(self, backends: Iterable[Backend]) -> None:

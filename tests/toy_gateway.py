@@ -12,27 +12,23 @@ import urllib.parse
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from backends.engines.launch import EngineLaunch
+from gateway.domain.engines import EngineKeep
 from gateway.gate.client import GateClient
 from gateway.gate.protocol import GatedDeployment
 from gateway.runtime.drain import DrainTimes
+from gateway.runtime.engine_keeper import EngineKeeper
 from gateway.runtime.gate_role import run_gate
+from gateway.runtime.lifecycle import Lifecycle
 from gateway.runtime.line import Line
 from gateway.runtime.ports import PortTaken, own_port
-from gateway.runtime.roles import Child, ExecRole, ForkRole, Role
+from gateway.runtime.roles import Child, ForkRole
 from gateway.runtime.supervisor import Reload, Supervisor
 from gateway.runtime.worker import WorkerParts, run_worker
 from gateway.telemetry import families as f
 from gateway.telemetry.aggregate import pack
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.sink import DirectSink
-
-ENGINE = """
-import json, os, select, sys, time
-launch = json.load(sys.stdin)
-open(launch["log"], "a").write(f"{os.getpid()} {time.time()}\\n")
-poll = select.poll(); poll.register(launch["parent_fd"], select.POLLIN | select.POLLHUP)
-poll.poll(launch["lives_ms"] or None)
-"""
 
 
 class Toy:
@@ -142,7 +138,9 @@ def check(data: bytes) -> None:
 
 
 def main() -> int:
-    """Settings: port, workers, drain (DrainTimes), journal; gate + run_dir + slots + metrics; engine {log, lives_ms}; file."""
+    """Settings: port, workers, drain (DrainTimes), journal; gate + run_dir + slots + metrics; file;
+    engine (`run`: its folder; ScriptedOptions).
+    """
     settings = json.loads(Path(sys.argv[1]).read_text())
     log = DirectSink(1)
     try:
@@ -151,7 +149,7 @@ def main() -> int:
         log.event("port_taken", error=str(taken))
         return 1
     times = DrainTimes(**settings.get("drain", {}))
-    roles: list[Role] = []
+    roles: list[ForkRole] = []
     if settings.get("gate"):
 
         def gate(child: Child) -> int:
@@ -166,14 +164,14 @@ def main() -> int:
             return run_worker(child, owner, times, build(index, settings))
 
         roles.append(ForkRole(name=f"worker-{index}", run=worker, stage="requests"))
+    engines = None
     if "engine" in settings:
-
-        def command(parent_fd: int) -> tuple[list[str], bytes]:
-            return [sys.executable, "-c", ENGINE], json.dumps({**settings["engine"], "parent_fd": parent_fd}).encode()
-
-        roles.append(ExecRole(name="engine", command=command))
+        socket = str(Path(settings["engine"].pop("run")) / "e.sock")
+        kind = "backends.engines.scripted:ScriptedEngine"
+        launch = EngineLaunch("toy", "scripted", kind, "none", socket, "token", options=settings["engine"])
+        engines = EngineKeeper([launch], Lifecycle([EngineKeep("toy")]), log)
     reload = Reload(path=Path(settings["file"]), check=check) if "file" in settings else None
-    return Supervisor(roles, log, requests_s=times.longest_s + 2, reload=reload).run()
+    return Supervisor(roles, log, engines=engines, requests_s=times.longest_s + 2, reload=reload).run()
 
 
 if __name__ == "__main__":

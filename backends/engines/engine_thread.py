@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -51,6 +52,13 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._engine: Engine | None = None
+        self._busy_since: float | None = None
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that the thread has been at its present step or command; 0 while it waits for work."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
         """Load the model and then run, on the thread."""
@@ -98,6 +106,7 @@ class EngineThread:
         self._post(self._report.loaded, dict(self._engine.describe()))
         try:
             while self._take_commands():
+                self._busy_since = time.monotonic()
                 if events := self._engine.step():
                     self._post(self._report.deliver, events)
         except Exception as error:  # the engine is in an unknown state: its process is given up
@@ -108,12 +117,14 @@ class EngineThread:
     def _take_commands(self) -> bool:
         """Run what is waiting; sleep for a command while the engine is idle. False: stop."""
         while True:
+            self._busy_since = None
             try:
                 command = self._commands.get(block=not self._loaded.busy())
             except queue.Empty:
                 return True
             if command is None:
                 return False
+            self._busy_since = time.monotonic()
             command()
 
     def _submit(self, id: str, job: Job) -> None:

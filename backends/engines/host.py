@@ -5,7 +5,8 @@ and never waits for a socket. Commands go over by a queue, events come back one 
 per connection. The launch value comes on standard input (see `launch.py`).
 
 Exit status: 0 asked to stop, or the supervisor is gone; 2 bad launch; 3 the model did not load; 4 the engine failed.
-An engine ends every job with `Usage` or `Failure`: that is how the host knows that a job is over.
+An engine ends every job with `Usage` or `Failure`: that is how the host knows that a job is over. SIGTERM ends the host
+now, SIGUSR1 when the jobs that it has have ended; new ones are then refused as by a model that is loading.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from backends.engines.engine_thread import EngineThread, Stepped
 from backends.engines.launch import MAX_LAUNCH, EngineLaunch
 from backends.engines.listening import listen
 from backends.engines.options import EngineLoadFailed
+from backends.engines.status import EVERY_S, Status, StatusPipe
 
 #: A connection with more unsent bytes than this has a stopped worker behind it, and is closed.
 MAX_UNSENT: Final = 8 << 20
@@ -131,12 +134,16 @@ class Host:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._done: asyncio.Future[int] | None = None
         self._engine = EngineThread(launch, self.post, self)
+        self._status = StatusPipe(launch.status_fd)
+        self._taken = 0
+        self._draining = False
 
     async def run(self) -> int:
         """Serve until stopped; the exit status."""
         self._loop = asyncio.get_running_loop()
         self._done = self._loop.create_future()
         self._loop.add_signal_handler(signal.SIGTERM, self._finish, 0)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._drain)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the supervisor's to act on
         if self._launch.parent_fd is not None:
             os.set_blocking(self._launch.parent_fd, False)
@@ -145,6 +152,7 @@ class Host:
         server = await self._loop.create_unix_server(lambda: Connection(self), sock=listener)
         log("engine_loading", engine=self.name, kind=self._launch.kind, pid=os.getpid())
         self._engine.start()
+        self._say_alive()
         status = await self._done
         server.close()
         with contextlib.suppress(FileNotFoundError):
@@ -168,17 +176,20 @@ class Host:
     def loaded(self, description: dict[str, object]) -> None:
         """The model is up."""
         log("engine_ready", engine=self.name, **description)
+        self._status.tell(Status("ready", memory_mb=resident_bytes() >> 20))
         self._tell(ipc.Ready(True, description=description))
 
     def load_failed(self, reason: str) -> None:
         """The model did not load: say so and end."""
         log("engine_load_failed", engine=self.name, reason=" ".join(reason.split()))
+        self._status.tell(Status("failed", reason=reason))
         self._tell(ipc.Ready(False, failed=True, reason=reason))
         self._finish(3)
 
     def engine_failed(self, reason: str) -> None:
         """The engine raised out of a step: its jobs fail by the closing connections, the process ends."""
         log("engine_failed", engine=self.name, reason=" ".join(reason.split()))
+        self._status.tell(Status("failed", reason=reason))
         self._finish(4)
 
     def refuse(self, id: str, error: Exception) -> None:
@@ -251,6 +262,7 @@ class Host:
         else:
             self._owners[message.id] = connection
             connection.open.add(message.id)
+            self._taken += 1
             self._engine.submit(message.id, job)
 
     def _tell_figures(self, connection: Connection, number: int) -> None:
@@ -267,6 +279,8 @@ class Host:
         connection = self._owners.pop(id, None)
         if connection is not None:
             connection.open.discard(id)
+        if self._draining and not self._owners:
+            self._finish(0)
         return connection
 
     def _tell(self, state: ipc.Ready) -> None:
@@ -274,6 +288,21 @@ class Host:
         for connection in list(self._connections):
             if connection.greeted:
                 connection.send(state)
+
+    def _say_alive(self) -> None:
+        """Now, and again and again."""
+        assert self._loop is not None
+        step_s = round(self._engine.step_s, 3)
+        self._status.tell(Status("alive", open=len(self._owners), taken=self._taken, step_s=step_s))
+        self._loop.call_later(EVERY_S, self._say_alive)
+
+    def _drain(self) -> None:
+        """Take nothing new; end when nothing is open."""
+        log("engine_draining", engine=self.name, open=len(self._owners))
+        self._draining = True
+        self._tell(ipc.Ready(False, reason="unloading"))
+        if not self._owners:
+            self._finish(0)
 
     def _parent_spoke(self, fd: int) -> None:
         try:
@@ -306,6 +335,9 @@ def main() -> int:
         log("bad_launch", engine=launch.name, reason=problem)
         return 2
     os.environ.update(launch.environment)
+    if launch.memory_limit_mb:
+        most = launch.memory_limit_mb << 20
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # private memory: not the weights of a mapped file
     try:
         return asyncio.run(Host(launch).run())
     except EngineLoadFailed as error:

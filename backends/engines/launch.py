@@ -21,6 +21,7 @@ class EngineLaunch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `queue`: jobs that may wait for a slot. `parent_fd`: an inherited pipe's read end; the host exits when it closes.
     `python`: the interpreter that has the engine's packages, "" = this one. `environment`: variables that the host sets
     for itself before it imports the engine.
+    `status_fd`: an inherited pipe's write end for `status.py`. `memory_limit_mb`: MiB of data the process may have, 0 = any.
     """
 
     name: str
@@ -36,6 +37,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent_fd: int | None = None
     python: str = ""
     environment: dict[str, str] = {}
+    status_fd: int | None = None
+    memory_limit_mb: int = 0
 
     def __repr__(self) -> str:
         return f"EngineLaunch({self.name!r}, {self.kind!r})"
@@ -48,6 +51,8 @@ class EngineLaunch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return f"slots must be between 1 and 256, not {self.slots}"
         if self.context < 0 or self.queue < 0:
             return "context and queue may not be negative"
+        if self.memory_limit_mb < 0:
+            return "memory_limit_mb may not be negative"
         if ":" not in self.engine:
             return f"engine must be an import string `module:Class`, not {self.engine!r}"
         if len(self.socket.encode()) > MAX_SOCKET_PATH:
@@ -74,7 +79,7 @@ MAX_LAUNCH = 1 << 20
 def command(launch: EngineLaunch) -> tuple[list[str], bytes]:
     """The argument list to exec and the bytes for its standard input, to be written and closed.
 
-    `parent_fd` must be inherited under its number (`pass_fds`).
+    `parent_fd` and `status_fd` must be inherited under their numbers (`pass_fds`).
     """
     data = msgspec.json.encode(launch)
     if not launch.python:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,8 @@ class ScriptedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`script`: the tokens of every answer; `repeat`: begin it again instead of stopping at its end; `echo`: answer
     with the last message's own words instead. `prefill`: prompt tokens per step and slot. `delay_steps`: steps of
     nothing before the prefill. `step_s`: seconds to sleep per step. `fail_at`: fail a job at this output token.
-    `die_at_step`: raise out of that step, as a broken engine does. `embedding`: width of vectors, 0 = generate.
+    `die_at_step`: raise out of that step, as a broken engine does; `hang_at_step`: never return from it.
+    `embedding`: width of vectors, 0 = generate.
     `load_error`: refuse to load with this reason. `log`, `step_log`: the journal's files.
     """
 
@@ -46,6 +48,7 @@ class ScriptedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_s: float = 0.0
     fail_at: int = 0
     die_at_step: int = 0
+    hang_at_step: int = 0
     embedding: int = 0
     load_error: str = ""
     load_s: float = 0.0
@@ -163,6 +166,8 @@ class ScriptedEngine:
         self._steps += 1
         if self._steps == self.options.die_at_step:
             raise RuntimeError("the script says: die")
+        if self._steps == self.options.hang_at_step:
+            threading.Event().wait()
         began = time.monotonic()
         if self.options.step_s:
             time.sleep(self.options.step_s)

@@ -10,17 +10,19 @@ from backends import registry
 from gateway.config.dynamic import EngineEntry
 from gateway.config.problems import KeyPath
 from gateway.config.snapshot import EngineSpec
+from gateway.domain.engines import EngineKeep
 
 #: Told of a key's problem and its mend.
 Report = Callable[[KeyPath, str, str], None]
 
 
-def compile_engine(name: str, entry: EngineEntry, base: Path, *, known: bool, report: Report) -> EngineSpec:
+def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, known: bool, report: Report) -> EngineSpec:
     """The engine, its mistakes reported.
 
     Args:
         name, entry: as in the file.
         base: folder of the file, where relative paths start.
+        template: the source of its chat template, "" = the model's own.
         known: whether its kind's families of calls and thoughts are known ones.
         report: takes each mistake.
     """
@@ -30,6 +32,10 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, known: bool, re
     options |= entry.options
     if known:
         options |= registry.marker_options(entry.kind, entry.tools or "", entry.thinking or "")
+    if template:
+        options["template"] = template
+    if entry.lora:
+        options["lora"] = {adapter: str(base / file) for adapter, file in entry.lora.items()}
     if "\0" in entry.model:
         report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
     _environment((*path, "environment"), entry.environment, report)
@@ -43,6 +49,20 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, known: bool, re
         options,
         python=_interpreter((*path, "python"), entry.python, base, report),
         environment=entry.environment,
+        keep=_keep(name, entry),
+        memory_limit_mb=entry.memory_limit_mb or 0,
+    )
+
+
+def _keep(name: str, entry: EngineEntry) -> EngineKeep:
+    return EngineKeep(
+        name,
+        eager=entry.load == "eager",
+        idle_unload_s=entry.idle_unload_s or 0.0,
+        memory_mb=entry.memory_mb or 0,
+        measured=entry.memory_mb is None,
+        watchdog_s=entry.watchdog_s,
+        load_timeout_s=entry.load_timeout_s,
     )
 
 

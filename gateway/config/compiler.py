@@ -109,7 +109,9 @@ class Compiler:
     def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
         path: KeyPath = ("engines", name)
         self._one_of((*path, "kind"), entry.kind, registry.ENGINES, "engine")
-        return compile_engine(name, entry, self._base, known=self._families(path, entry), report=self._report)
+        template = self._jinja((*path, "template"), entry.template)
+        known = self._families(path, entry)
+        return compile_engine(name, entry, self._base, template=template, known=known, report=self._report)
 
     def _deployment(self, name: str, entry: DeploymentEntry) -> Deployment:
         path: KeyPath = ("deployments", name)

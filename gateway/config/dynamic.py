@@ -140,6 +140,49 @@ class EngineEntry(Entry):
     )
     batch: int = Field(default=128, ge=32, le=65_536, description="tokens of one step; a longer prompt is read in pieces of it")
     gpu_layers: int = Field(default=0, ge=-1, le=10_000, description="layers kept on the GPU; -1 = all, 0 = none")
+    load: Literal["eager", "lazy"] = Field(
+        default="eager", description="eager: when the gateway starts; lazy: when the first request for it comes"
+    )
+    idle_unload_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=31_536_000,
+        description="seconds without a request after which it is unloaded (default: never)",
+    )
+    memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**24,
+        description="MiB that it counts for in server.engine_memory_mb (default: the size of its files and a fifth more, or the"
+        " resident memory of its loaded process where that is more; needed where a GPU holds the model)",
+    )
+    memory_limit_mb: int | None = Field(
+        default=None,
+        ge=64,
+        le=2**24,
+        description="MiB of data that its process may have, mapped weights not counted; past it the model fails alone"
+        " (default: no limit)",
+    )
+    watchdog_s: float = Field(
+        default=60,
+        ge=1,
+        le=86_400,
+        description="seconds that one of its steps may take; then it is killed and restarted",
+    )
+    load_timeout_s: float = Field(
+        default=600, ge=1, le=86_400, description="seconds that loading may take; then it is killed and restarted"
+    )
+    template: str | None = Field(
+        default=None,
+        description="path of a chat template (jinja), or builtin: and a family, as in deployments.*.template (default: the"
+        " model's own)",
+    )
+    lora: dict[Name, str] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="LoRA adapters: paths by the name that a deployment's `model` chooses one by; any other name is the model"
+        " without an adapter",
+    )
     tools: str | None = Field(
         default=None, description="family in whose way the model writes tool calls in its text (default: none)"
     )

@@ -19,3 +19,12 @@ def tokenizer_problem(path: Path) -> tuple[str, str] | None:
     if not isinstance(found, dict) or "model" not in found:
         return "it is no tokenizer of Hugging Face's form", mend
     return None
+
+
+def weights_mb(path: Path) -> int:
+    """MiB of a model's file, or of all files in its folder; 0 when there is nothing."""
+    try:
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        return sum(one.stat().st_size for one in files) >> 20
+    except OSError:
+        return 0

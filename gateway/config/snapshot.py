@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from backends.core.errors import GatewayError
+from gateway.domain.engines import EngineKeep
 from gateway.domain.principal import LimitSpec, Principal
 from gateway.domain.route import Deployment, Route
 
@@ -23,7 +24,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     """A local engine: one host process, one model.
 
     `options` go to the engine as they are validated (threads, context, slots, embedding …). `context` is tokens per
-    slot. `host_memory_mb` 0 = unlimited. `python` "" = the gateway's own interpreter.
+    slot. `python` "" = the gateway's own interpreter.
+    `keep` says when it is loaded; its `memory_mb` 0 = not stated. `memory_limit_mb` 0 = unlimited.
     """
 
     name: str
@@ -35,6 +37,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     options: dict[str, object] = {}
     python: str = ""
     environment: dict[str, str] = {}
+    keep: EngineKeep = EngineKeep("")
+    memory_limit_mb: int = 0
 
 
 class Team(msgspec.Struct, frozen=True):

@@ -89,6 +89,13 @@ class Server(Section):
     queue_wait_s: float = Field(
         default=30, ge=0, le=3600, description="seconds a request may wait for a full deployment; then a 503"
     )
+    engine_memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**24,
+        description="MiB that loaded local engines may take together; who needs more waits until engines least recently used"
+        " have answered what they have and are unloaded (default: no bound)",
+    )
     cors_origins: tuple[Origin, ...] = Field(
         default=(), description="origins whose browser pages may call the API; empty = none"
     )

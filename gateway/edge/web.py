@@ -38,6 +38,7 @@ class WebParts:
     """What the FastAPI part is given.
 
     `now_us`: Unix µs. `not_ready`: why this worker must get no traffic, by part; empty when it is ready.
+    `failed_engines`: why local engines failed, by name; the others serve on.
     `routers`: further parts of the surface, such as the admin API.
     `metrics`: the Prometheus text, and `metrics_token` the bearer token that shows it; without both the path is a 404.
     """
@@ -46,6 +47,7 @@ class WebParts:
     now_us: Callable[[], int]
     snapshot: Callable[[], Snapshot]
     not_ready: Callable[[], Mapping[str, str]]
+    failed_engines: Callable[[], Mapping[str, str]] = dict
     metrics: Callable[[], Awaitable[bytes]] | None = None
     metrics_token: str = ""
     routers: Sequence[APIRouter] = ()
@@ -75,10 +77,11 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """`status` is `ok` or `not_ready`; `reasons` by part."""
+    """`status` is `ok` or `not_ready`; `reasons` by part. `engines`: those that failed and why, while the rest serves."""
 
     status: str
     reasons: dict[str, str] = {}
+    engines: dict[str, str] = {}
 
 
 class Welcome(BaseModel):
@@ -157,7 +160,7 @@ def _health(app: FastAPI, parts: WebParts) -> None:
         """Whether this worker should get traffic."""
         reasons = dict(parts.not_ready())
         response.status_code = 503 if reasons else 200
-        return Health(status="not_ready" if reasons else "ok", reasons=reasons)
+        return Health(status="not_ready" if reasons else "ok", reasons=reasons, engines=dict(parts.failed_engines()))
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from backends.core.errors import GatewayError
+from gateway.domain.route import Deployment
 from gateway.domain.settlement import Progress
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.tally import Tally
 
 #: Silence after which a stream gets a comment line.
 KEEPALIVE_US = 15_000_000
+#: The same for one whose model is being loaded.
+LOADING_US = 1_000_000
 
 
 class Entry:
@@ -83,17 +87,34 @@ class OpenRequests:
                 live.append(Progress(reservation.id, slots, entry.tally.deltas))
         return live
 
-    def keep_alive(self, now_us: int) -> None:
-        """Write a comment to each stream that was silent too long. Called about once a second."""
+    def keep_alive(self, now_us: int, loading: Callable[[Deployment], bool] = lambda _: False) -> None:
+        """Write a comment to each stream that was silent too long. Called about once a second.
+
+        `loading`: whether requests wait for that deployment's model to be loaded: their streams begin with comments.
+        """
         for entry in self._entries:
             tally = entry.tally
-            if tally.call is None or not tally.call.options.stream or not tally.attempts:
+            if tally.call is None or not tally.call.options.stream or not (tally.attempts or tally.reservation):
                 continue
-            early_s = tally.attempts[-1].deployment.early_keepalive_s
+            often_us = KEEPALIVE_US
+            if not tally.first_event_us and any(map(loading, _sought(tally))):
+                early_us = often_us = LOADING_US
+            elif tally.attempts and tally.attempts[-1].deployment.early_keepalive_s is not None:
+                early_us = round(tally.attempts[-1].deployment.early_keepalive_s * 1_000_000)
+            elif not entry.exchange.started:
+                continue
             if not entry.exchange.started:
-                if early_s is None or now_us - tally.began_us < early_s * 1_000_000:
+                if now_us - tally.began_us < early_us:
                     continue
                 entry.exchange.content_type = b"text/event-stream"
-            if now_us - max(tally.last_event_us, entry.told_us, tally.began_us) >= KEEPALIVE_US or not entry.exchange.started:
-                entry.told_us = now_us
-                entry.exchange.comment()
+            elif now_us - max(tally.last_event_us, entry.told_us, tally.began_us) < often_us:
+                continue
+            entry.told_us = now_us
+            entry.exchange.comment()
+
+
+def _sought(tally: Tally) -> Sequence[Deployment]:
+    """Where its answer may come from at this moment: the deployment that is tried, or those whose slots it waits for."""
+    if tally.attempts and not tally.attempts[-1].error:
+        return (tally.attempts[-1].deployment,)
+    return tally.route.tiers[0] if tally.route is not None else ()

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from gateway.gate.messages import Frames
 
-#: To a child: a configuration; its file is refused (why); end in good order; end soon.
-CONFIG, REFUSED, DRAIN, HURRY = b"C", b"F", b"D", b"H"
-#: To the supervisor: it serves.
-READY = b"R"
+#: To a child: a configuration; its file is refused (why); end in good order; end soon; the engines' states (JSON).
+CONFIG, REFUSED, DRAIN, HURRY, ENGINES = b"C", b"F", b"D", b"H", b"E"
+#: To the supervisor: it serves; an engine is wanted (its name); one is to be unloaded (JSON).
+READY, WANT, UNLOAD = b"R", b"W", b"U"
 
 
 def frame(kind: bytes, payload: bytes = b"") -> bytes:

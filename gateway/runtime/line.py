@@ -29,6 +29,8 @@ class Line:
         self._refused: str | None = None
         self._on_config: Callable[[bytes], None] | None = None
         self._on_refused: Callable[[str], None] | None = None
+        self._engines: bytes | None = None
+        self._on_engines: Callable[[bytes], None] | None = None
         self._loop = asyncio.get_running_loop()
         child.channel.setblocking(False)
         self._loop.add_reader(child.channel.fileno(), self._readable)
@@ -36,10 +38,20 @@ class Line:
 
     def ready(self) -> None:
         """Tell the supervisor that this role serves."""
+        self.say(control.READY)
+
+    def say(self, kind: bytes, payload: bytes = b"") -> None:
+        """Tell the supervisor something. It is lost when the supervisor does not read: whoever needs it says it again."""
         try:
-            self.child.channel.send(control.frame(control.READY))
+            self.child.channel.send(control.frame(kind, payload))
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return
+
+    def watch_engines(self, on_engines: Callable[[bytes], None]) -> None:
+        """Who hears of the engines' states from now on (JSON); what came before is told at once."""
+        self._on_engines = on_engines
+        if self._engines is not None:
+            on_engines(self._engines)
 
     def listen(self, on_config: Callable[[bytes], None], on_refused: Callable[[str], None]) -> None:
         """Who hears of configurations from now on, and of refused ones; what came before is told at once."""
@@ -71,6 +83,10 @@ class Line:
             self._config, self._refused = payload, None
             if self._on_config is not None:
                 self._on_config(payload)
+        elif kind == control.ENGINES:
+            self._engines = payload
+            if self._on_engines is not None:
+                self._on_engines(payload)
         elif kind == control.REFUSED:
             self._refused = payload.decode()
             if self._on_refused is not None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.runtime.control import Messages
-from gateway.runtime.roles import Child, ExecRole, ForkRole
+from gateway.runtime.roles import Child, ForkRole
 
 
 class _Log(Protocol):
@@ -87,19 +87,18 @@ def start_fork(role: ForkRole, log: _Log, close: Sequence[int]) -> Process:
         os._exit(status)  # not the supervisor's own way out
 
 
-def start_exec(role: ExecRole, alive_fd: int) -> Process:
-    """Start a program in a process group of its own, with the alive pipe and its input as an anonymous file.
+def start_program(argv: Sequence[str], data: bytes, fds: Sequence[int]) -> Process:
+    """Start a program in a process group of its own, with these descriptors and `data` as its standard input.
 
     Raises:
         OSError: it cannot be started.
     """
-    argv, data = role.command(alive_fd)
     stdin = os.memfd_create("launch")  # unlike a pipe it takes any size at once, and nobody else can open it
     try:
         os.write(stdin, data)
         os.lseek(stdin, 0, os.SEEK_SET)
         popen = subprocess.Popen(  # noqa: S603  # argv is built by us, no shell
-            argv, stdin=stdin, pass_fds=(alive_fd,), process_group=0, env={**os.environ, **role.env}
+            argv, stdin=stdin, pass_fds=tuple(fds), process_group=0
         )
     finally:
         os.close(stdin)

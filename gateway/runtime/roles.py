@@ -1,10 +1,10 @@
-"""What the supervisor is told to keep alive: forked Python roles and exec'd hosts."""
+"""What the supervisor is told to keep alive beside the engines: Python functions, each in a forked process."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 #: A role's exit status that says: a restart cannot mend this, end the whole gateway (sysexits.h EX_CONFIG).
@@ -30,20 +30,3 @@ class ForkRole:
     name: str
     run: Callable[[Child], int]
     stage: Stage = "processes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecRole:
-    """A program of its own.
-
-    `command` gets the number of an inherited pipe whose end of file means that the supervisor is gone, and gives the
-    argument list and the bytes for standard input.
-    """
-
-    name: str
-    command: Callable[[int], tuple[list[str], bytes]]
-    env: dict[str, str] = field(default_factory=dict)
-    stage: Stage = "processes"
-
-
-Role = ForkRole | ExecRole

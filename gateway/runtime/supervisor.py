@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from gateway.config.watcher import Watcher, stamp_of
 from gateway.runtime import control
 from gateway.runtime.backoff import Backoff
-from gateway.runtime.process import Process, start_exec, start_fork
-from gateway.runtime.roles import FATAL_EXIT, ExecRole, ForkRole, Role, Stage
+from gateway.runtime.engine_keeper import EngineKeeper, Unload
+from gateway.runtime.process import Process, start_fork
+from gateway.runtime.roles import FATAL_EXIT, ForkRole, Stage
 
 #: How often the configuration file is looked at.
 WATCH_S = 0.2
@@ -51,7 +54,7 @@ class Reload:
 class _Kept:
     """A role and its present process, if any."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: ForkRole) -> None:
         self.role = role
         self.process: Process | None = None
         self.backoff = Backoff()
@@ -65,6 +68,7 @@ class Supervisor:
 
     Args:
         roles: started in this order.
+        engines: the local engines' hosts.
         requests_s: what the roles of the stage `requests` get to end in good order.
         reload: the file whose changes (and SIGHUP) are sent to the forked roles, after a check.
         on_ready: called once, when every role of the stage `requests` has said that it serves.
@@ -72,14 +76,16 @@ class Supervisor:
 
     def __init__(
         self,
-        roles: Sequence[Role],
+        roles: Sequence[ForkRole],
         log: Log,
         *,
+        engines: EngineKeeper | None = None,
         requests_s: float = 75.0,
         reload: Reload | None = None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._kept = [_Kept(role) for role in roles]
+        self._engines = engines
         self._log, self._requests_s, self._reload, self._on_ready = log, requests_s, reload, on_ready
         self._selector = selectors.DefaultSelector()
         self._alive_r, self._alive_w = os.pipe()
@@ -113,6 +119,8 @@ class Supervisor:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self._selector.close()
+            if self._engines is not None:
+                self._engines.close()
             for fd in (self._alive_r, self._alive_w, self._wake_r, self._wake_w):
                 os.close(fd)
         self._log.event("supervisor_stopped", status=self._status)
@@ -120,6 +128,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         """One turn: start what is due, wait for something, see to it."""
+        if self._engines is not None and self._engines.turn(self._selector, self._alive_r):
+            self._tell_all(self._engine_states())
         now = time.monotonic()
         for kept in self._kept:
             if kept.process is None and kept.due is not None and kept.due <= now and self._wanted(kept):
@@ -127,7 +137,7 @@ class Supervisor:
         for key, mask in self._selector.select(self._patience(time.monotonic())):
             if key.data is None:
                 self._woken()
-            else:
+            elif isinstance(key.data, _Kept):
                 self._spoke(key.data, mask)
         self._reap()
         if self._reload is not None and self._stopping is None:
@@ -143,6 +153,8 @@ class Supervisor:
             waits.append(self._deadline - now)
         if self._reload is not None and self._stopping is None:
             waits.append(WATCH_S)
+        if self._engines is not None:
+            waits.append(self._engines.patience_s)
         return max(0.0, min([1.0, *waits]))
 
     def _wanted(self, kept: _Kept) -> bool:
@@ -152,10 +164,7 @@ class Supervisor:
     def _start(self, kept: _Kept) -> None:
         kept.due, kept.ready, kept.started = None, False, time.monotonic()
         try:
-            if isinstance(kept.role, ForkRole):
-                kept.process = start_fork(kept.role, self._log, self._own_fds())
-            else:
-                kept.process = start_exec(kept.role, self._alive_r)
+            kept.process = start_fork(kept.role, self._log, self._own_fds())
         except OSError as error:
             delay_s = kept.backoff.died(0.0)
             kept.due = time.monotonic() + delay_s
@@ -164,6 +173,8 @@ class Supervisor:
         self._log.event("process_started", role=kept.role.name, child=kept.process.pid)
         if kept.process.channel is not None:
             self._selector.register(kept.process.channel, selectors.EVENT_READ, kept)
+            if self._engines is not None:
+                self._say(kept, self._engine_states())
             if self._config is not None:
                 self._say(kept, control.frame(control.CONFIG, self._config))
             if self._refused is not None:
@@ -172,7 +183,12 @@ class Supervisor:
     def _own_fds(self) -> list[int]:
         """What a forked child must close: the supervisor's own ends, or its death would go unnoticed."""
         channels = [k.process.channel.fileno() for k in self._kept if k.process is not None and k.process.channel is not None]
-        return [self._alive_r, self._alive_w, self._wake_r, self._wake_w, self._selector.fileno(), *channels]
+        pipes = self._engines.descriptors if self._engines is not None else []
+        return [self._alive_r, self._alive_w, self._wake_r, self._wake_w, self._selector.fileno(), *channels, *pipes]
+
+    def _engine_states(self) -> bytes:
+        states = self._engines.states() if self._engines is not None else ()
+        return control.frame(control.ENGINES, msgspec.json.encode(states))
 
     def _say(self, kept: _Kept, data: bytes) -> None:
         """Queue bytes for a forked role; what its socket does not take now goes when it does."""
@@ -215,10 +231,14 @@ class Supervisor:
             process.channel.close()
             process.channel = None
             return
-        for kind, _ in process.messages.feed(data):
+        for kind, payload in process.messages.feed(data):
             if kind == control.READY and not kept.ready:
                 kept.ready = True
                 self._log.event("process_ready", role=kept.role.name, after_s=round(time.monotonic() - kept.started, 3))
+            elif kind == control.WANT and self._engines is not None:
+                self._engines.want(payload.decode())
+            elif kind == control.UNLOAD and self._engines is not None:
+                self._engines.unload(msgspec.json.decode(payload, type=Unload))
         if not self._announced and all(k.ready for k in self._kept if k.role.stage == "requests"):
             self._announced = True
             self._log.event("ready", after_s=round(time.monotonic() - self._began, 3))
@@ -261,8 +281,7 @@ class Supervisor:
             else:
                 delay_s = kept.backoff.died(lived_s)
                 kept.due = time.monotonic() + delay_s
-                name = "engine_crashed" if isinstance(kept.role, ExecRole) else "process_died"
-                self._log.event(name, **fields, again_in_s=delay_s)
+                self._log.event("process_died", **fields, again_in_s=delay_s)
 
     def _load(self) -> None:
         """Read the file, check it, send it on; a file that may not be used changes nothing but log and metric."""
@@ -291,12 +310,10 @@ class Supervisor:
         self._stopping = stage
         self._deadline = time.monotonic() + patience_s
         for kept in self._kept:
-            if kept.role.stage != stage or kept.process is None:
-                continue
-            if isinstance(kept.role, ForkRole):
+            if kept.role.stage == stage and kept.process is not None:
                 self._say(kept, control.frame(control.DRAIN))
-            else:
-                kept.process.signal(signal.SIGTERM)
+        if stage == "processes" and self._engines is not None:
+            self._engines.signal_all(signal.SIGTERM)
 
     def _hurry(self) -> None:
         self._deadline = min(self._deadline, time.monotonic() + HURRY_S)
@@ -307,17 +324,21 @@ class Supervisor:
         if self._stopping is None:
             return
         running = [k for k in self._kept if k.process is not None and k.role.stage == self._stopping]
-        if running and time.monotonic() >= self._deadline:
+        hosts = self._engines if self._stopping == "processes" and self._engines is not None else None
+        if (running or (hosts is not None and hosts.running)) and time.monotonic() >= self._deadline:
             for kept in running:
                 assert kept.process is not None
                 self._log.event("process_killed", role=kept.role.name, child=kept.process.pid)
                 kept.process.signal(signal.SIGKILL)
+            if hosts is not None:
+                hosts.signal_all(signal.SIGKILL)
             self._deadline = time.monotonic() + 1.0
         elif not running and self._stopping == "requests":
             self._stop("processes", HURRY_S if self._signals > 1 else PROCESSES_S)
 
     def _ended(self) -> bool:
-        return self._stopping == "processes" and all(kept.process is None for kept in self._kept)
+        hosts = self._engines is not None and self._engines.running
+        return self._stopping == "processes" and not hosts and all(kept.process is None for kept in self._kept)
 
     def _kill_all(self) -> None:
         for kept in self._kept:

@@ -127,6 +127,9 @@ ENGINE_KV_SIZE = Family("switchyard_engine_kv_size_tokens", "Tokens that its cac
 ENGINE_MEMORY = Family(
     "switchyard_engine_resident_bytes", "Resident memory of its process, without a GPU's.", "gauge", _E, merge="max"
 )
+ENGINE_READY = Family("switchyard_engine_ready", "1 while its model is loaded.", "gauge", _E, merge="max")
+ENGINE_FAILED = Family("switchyard_engine_failed", "1 after its process died, until it is loaded.", "gauge", _E, merge="max")
+ENGINE_LOADS = Family("switchyard_engine_loads", "Processes started for it so far.", "gauge", _E, merge="max")
 ENGINE_STEPS = Family("switchyard_engine_steps_total", "Steps that it computed.", "counter", _E)
 
 FAMILIES: dict[str, Family] = {

@@ -148,8 +148,9 @@ def test_a_second_gateway_on_the_port_says_so(tree: Callable[..., Tree]) -> None
 
 
 def test_kill_nine_of_the_supervisor_takes_everything_with_it(tree: Callable[..., Tree], tmp_path: Path) -> None:
-    t = tree(workers=2, gate=True, engine={"log": str(tmp_path / "engine.log"), "lives_ms": 0}).started()
-    t.until((tmp_path / "engine.log").exists, "no engine")
+    tmp_path.chmod(0o700)
+    t = tree(workers=2, gate=True, engine={"run": str(tmp_path)}).started()
+    t.until((tmp_path / "e.sock").exists, "no engine")
     threading.Thread(target=stream, args=(t, "/stream?n=200&gap=0.05"), daemon=True).start()
     pids = t.all_pids()
     assert len(pids) == 5
@@ -237,11 +238,12 @@ def test_a_changed_file_reaches_every_worker_and_a_broken_one_changes_nothing(
 
 
 def test_an_engine_host_that_crashes_is_started_again_and_again_more_slowly(tree: Callable[..., Tree], tmp_path: Path) -> None:
-    log = tmp_path / "engine.log"
-    t = tree(workers=1, engine={"log": str(log), "lives_ms": 1}).started()
-    t.until(lambda: log.exists() and len(log.read_text().splitlines()) >= 4, "not restarted")
-    waits = [float(e["again_in_s"]) for e in t.events("engine_crashed")]  # type: ignore[arg-type]
-    assert waits[:3] == [0.2, 0.4, 0.8]
+    tmp_path.chmod(0o700)
+    t = tree(workers=1, engine={"run": str(tmp_path), "load_error": "the script says: no"}).started()
+    t.until(lambda: len(t.events("engine_crashed")) >= 3, "not restarted")
+    crashes = t.events("engine_crashed")[:3]
+    assert [round(float(e["again_in_s"]), 1) for e in crashes] == [0.2, 0.4, 0.8]  # type: ignore[arg-type]
+    assert {(e["code"], e["reason"]) for e in crashes} == {("load_failed", "the script says: no")}
     assert t.get("/who")[0] == 200
 
 

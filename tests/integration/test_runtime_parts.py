@@ -19,11 +19,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from backends.engines.launch import EngineLaunch
 from gateway.gate.local import LocalGate
 from gateway.gate.protocol import GatedDeployment
-from gateway.runtime.engine_role import engine_role
+from gateway.runtime.engine_keeper import EngineKeeper
 from gateway.runtime.gate_role import export_alone
+from gateway.runtime.lifecycle import Lifecycle
 from gateway.runtime.ports import PortTaken, own_port, worker_socket
 from gateway.telemetry import families as f
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.sink import DirectSink
 from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -78,11 +80,15 @@ def test_an_owned_port_without_a_listener_refuses_connections() -> None:
 SUPERVISED = """
 import sys, msgspec
 from backends.engines.launch import EngineLaunch
-from gateway.runtime.engine_role import engine_role
+from gateway.domain.engines import EngineKeep
+from gateway.runtime.engine_keeper import EngineKeeper
+from gateway.runtime.lifecycle import Lifecycle
 from gateway.runtime.supervisor import Supervisor
 from gateway.telemetry.sink import DirectSink
 launch = msgspec.json.decode(sys.argv[1], type=EngineLaunch)
-sys.exit(Supervisor([engine_role(launch)], DirectSink(1)).run())
+log = DirectSink(1)
+engines = EngineKeeper([launch], Lifecycle([EngineKeep(launch.name)]), log)
+sys.exit(Supervisor([], log, engines=engines).run())
 """
 
 
@@ -132,7 +138,7 @@ def test_a_real_engine_host_is_restarted_and_dies_with_the_supervisor(tmp_path: 
 
 def test_a_launch_that_cannot_work_is_refused() -> None:
     with pytest.raises(ValueError, match="slots"):
-        engine_role(EngineLaunch("toy", "scripted", "a:B", "none", "/s", "t", slots=0))
+        EngineKeeper([EngineLaunch("toy", "scripted", "a:B", "none", "/s", "t", slots=0)], Lifecycle([]), DirectSink(1))
 
 
 async def get(port: int, head: bytes) -> bytes:

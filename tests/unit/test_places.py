@@ -14,7 +14,7 @@ from tests.fakes import FakeBackend
 
 def built(**more: Any) -> tuple[object, frozenset[str]]:
     deployment = Deployment("a", "m", dialect="openai_compatible", base_url="http://example.test/v1", **more)
-    return Backends(None, "worker-0").build(deployment)  # type: ignore[arg-type]  # no engine, so nothing of the boot
+    return Backends(None, "worker-0", None).build(deployment)  # type: ignore[arg-type]  # no engine, so nothing of the boot
 
 
 def test_a_deployments_corrections_count():

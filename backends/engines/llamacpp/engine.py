@@ -68,7 +68,7 @@ class LlamaCppEngine:
             raise EngineLoadFailed(
                 f"a context of {self.context_size} is more than the {self._model.trained_context} the model was trained with"
             )
-        self._prompts = Prompts(self._model, self.context_size)
+        self._prompts = Prompts(self._model, self.context_size, options.template)
         self._context = Context(
             self._model,
             positions=self.context_size * launch.slots,

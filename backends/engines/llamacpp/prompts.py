@@ -12,17 +12,18 @@ from backends.templates.jinja import ChatTemplate
 class Prompts:
     """Makes prompts for one model. `context`: tokens that prompt and answer may have together."""
 
-    def __init__(self, model: Model, context: int) -> None:
-        """Raises EngineLoadFailed when the model's chat template is broken."""
+    def __init__(self, model: Model, context: int, template: str = "") -> None:
+        """`template`: a jinja source in place of the model's own. Raises EngineLoadFailed when the chat template is broken."""
         self._model = model
         self._context = context
         self._template: ChatTemplate | None = None
-        source = model.template()
+        source = template or model.template()
         if source:
             try:
                 self._template = ChatTemplate(source, model.bos, model.eos)
             except ValueError as error:
-                raise EngineLoadFailed(f"the model's own {error}") from None
+                whose = "configured" if template else "model's own"
+                raise EngineLoadFailed(f"the {whose} {error}") from None
 
     @property
     def chats(self) -> bool:

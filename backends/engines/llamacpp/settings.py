@@ -20,7 +20,8 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at most while others decode. `stretch`: how many times as long as without prompts such a step may take.
     `gpu_layers`: -1 = all. `prefix_cache`: keep a finished request's memory for one that begins the same; a request
     that states a seed never uses it, so that it gets the same batches again. `pooling`: for an embedder whose file
-    does not say. `shown`: control tokens whose text is part of an answer. `step_log`, `log`: files for the journal.
+    does not say. `template`: the source of a chat template, "" = the model's own. `shown`: control tokens whose text is
+    part of an answer. `step_log`, `log`: files for the journal.
     """
 
     embedding: bool = False
@@ -33,6 +34,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix_cache: bool = True
     pooling: str | None = None
     shown: tuple[str, ...] = ()
+    template: str = ""
     step_log: str | None = None
     log: str | None = None
 
