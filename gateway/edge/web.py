@@ -81,7 +81,7 @@ class Health(BaseModel):
 
     status: str
     reasons: dict[str, str] = {}
-    engines: dict[str, str] = {}
+    engines: dict[str, str] | None = None
 
 
 class Welcome(BaseModel):
@@ -155,12 +155,17 @@ def _health(app: FastAPI, parts: WebParts) -> None:
         """The process answers."""
         return Health(status="ok")
 
-    @app.get("/health/ready", tags=["health"], responses={503: {"model": Health, "description": "Send no traffic here."}})
+    @app.get(
+        "/health/ready",
+        tags=["health"],
+        response_model_exclude_none=True,
+        responses={503: {"model": Health, "description": "Send no traffic here."}},
+    )
     async def ready(response: Response) -> Health:
         """Whether this worker should get traffic."""
         reasons = dict(parts.not_ready())
         response.status_code = 503 if reasons else 200
-        return Health(status="not_ready" if reasons else "ok", reasons=reasons, engines=dict(parts.failed_engines()))
+        return Health(status="not_ready" if reasons else "ok", reasons=reasons, engines=dict(parts.failed_engines()) or None)
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
