@@ -145,6 +145,7 @@ class Parts:
         self.metrics.read(families.LOG_DROPPED, lambda: self.sink.dropped)
         self.metrics.read(families.WORKERS_READY, lambda: not self.not_ready())
         self.metrics.set(families.CONFIG_LOADED, wall_us() / 1e6)
+        self.metrics.set(families.CONFIG_FAILED, 0.0)
 
     @property
     def background(self) -> list[Callable[[], Coroutine[Any, Any, object]]]:

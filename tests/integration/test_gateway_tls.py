@@ -13,30 +13,11 @@ import httpx
 import pytest
 
 from tests.certificates import Authority
-from tests.gateway_process import GatewayProcess, declared_key
+from tests.gateway_process import declared_key
+from tests.tls_gateway import TlsGateway
 from tests.upstream import in_thread, upstream_server
 
 KEY = "sk-tls-0123456789abcdef0123"
-
-
-class TlsGateway(GatewayProcess):
-    """A gateway that is asked over TLS."""
-
-    trust: ssl.SSLContext
-
-    @property
-    def url(self) -> str:
-        """`https://localhost:PORT`."""
-        return f"https://localhost:{self.port}"
-
-    def get(self, path: str, key: str | None = None) -> tuple[int, bytes]:
-        """A GET: status and body."""
-        request = urllib.request.Request(self.url + path, headers={"authorization": f"Bearer {key}"} if key else {})
-        try:
-            with urllib.request.urlopen(request, timeout=5, context=self.trust) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
 
 
 def shown(gateway: TlsGateway) -> str:

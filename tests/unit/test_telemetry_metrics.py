@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,6 +15,7 @@ from gateway.pipeline.tally import ITL_BOUNDS_US, AttemptRecord, Tally
 from gateway.telemetry import families as f
 from gateway.telemetry.aggregate import Fleet, exposition, merge, pack, unpack
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.reference import page
 
 D1, D2 = Deployment(id="d1", model="m"), Deployment(id="d2", model="m")
 ROUTE = Route(name="chat", tiers=((D1,), (D2,)))
@@ -150,3 +153,8 @@ def test_a_dump_of_another_version_is_read_as_far_as_it_is_known() -> None:
     dump["switchyard_future_total"] = {(): [1.0]}
     dump[f.REQUESTS.name] = {("too", "few"): [1.0]}
     assert unpack(pack(dump)) == {**Metrics().dump(), f.REQUESTS.name: {}}
+
+
+def test_the_page_of_metrics_is_up_to_date() -> None:
+    committed = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    assert committed == page(), "run: python -m gateway.telemetry.reference > docs/metrics.md"

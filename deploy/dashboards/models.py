@@ -1,0 +1,178 @@
+"""The dashboard *Models and backends*: which deployment is ill, full or slow, and what the local engines do."""
+
+from __future__ import annotations
+
+from deploy.dashboards.fleet import R, quantile
+from deploy.dashboards.model import Dashboard, Panel, Query, Row, Variable
+
+D = 'deployment=~"$deployment"'
+
+HEALTH = Row(
+    "Health",
+    (
+        Panel(
+            "Attempts by outcome",
+            "Tries on deployments, a second, by how they ended.",
+            (
+                Query(
+                    f"sum by (deployment, outcome) (rate(switchyard_attempts_total{{{D}}}[{R}]))", "{{deployment}} {{outcome}}"
+                ),
+            ),
+            "reqps",
+            stacked=True,
+        ),
+        Panel(
+            "Failed attempts",
+            "The part of a deployment's attempts that failed.",
+            (
+                Query(
+                    f'sum by (deployment) (rate(switchyard_attempts_total{{{D},outcome!="ok"}}[{R}]))'
+                    f" / sum by (deployment) (rate(switchyard_attempts_total{{{D}}}[{R}]))",
+                    "{{deployment}}",
+                ),
+            ),
+            "percentunit",
+            top=1,
+            warn=0.05,
+            bad=0.25,
+        ),
+        Panel(
+            "Open breakers",
+            "Workers that try the deployment last because it failed three times in a row.",
+            (Query(f"sum by (deployment) (switchyard_breaker_open{{{D}}})", "{{deployment}}"),),
+            kind="bargauge",
+            bad=1,
+        ),
+        Panel(
+            "Fallbacks",
+            "Tries after a first one that failed, a second, by model.",
+            (Query(f"sum by (model) (rate(switchyard_fallbacks_total[{R}]))", "{{model}}"),),
+            "reqps",
+        ),
+        Panel(
+            "Time to first token by deployment, p95",
+            "From the request's head, so a first deployment's failing counts for the one that answered.",
+            (Query(quantile(0.95, "switchyard_time_to_first_token_seconds", "deployment", D), "{{deployment}}"),),
+            "s",
+        ),
+        Panel(
+            "Inter-token latency by deployment, p95",
+            "Between two deliveries of deltas.",
+            (Query(quantile(0.95, "switchyard_inter_token_latency_seconds", "deployment", D), "{{deployment}}"),),
+            "s",
+        ),
+    ),
+)
+LOAD = Row(
+    "Queue and slots",
+    (
+        Panel(
+            "Queue",
+            "Requests that wait for a slot; one that would take several deployments counts in each.",
+            (Query(f"sum by (deployment) (switchyard_queue_depth{{{D}}})", "{{deployment}}"),),
+        ),
+        Panel(
+            "Slots taken",
+            "Requests in flight, of the deployment's bound.",
+            (
+                Query(
+                    f"sum by (deployment) (switchyard_slots_in_use{{{D}}})"
+                    f" / sum by (deployment) (switchyard_slots_limit{{{D}}})",
+                    "{{deployment}}",
+                ),
+            ),
+            "percentunit",
+            top=1,
+            warn=0.8,
+            bad=0.95,
+        ),
+        Panel(
+            "Waiting for a slot, p95",
+            "Of the requests that had to wait.",
+            (Query(quantile(0.95, "switchyard_queue_wait_seconds", "deployment", D), "{{deployment}}"),),
+            "s",
+        ),
+        Panel(
+            "Generated tokens",
+            "Tokens a second by deployment.",
+            (Query(f"sum by (deployment) (rate(switchyard_output_tokens_total{{{D}}}[{R}]))", "{{deployment}}"),),
+        ),
+        Panel(
+            "Cache reuse",
+            "The part of prompt tokens that came from a backend's prefix cache.",
+            (
+                Query(
+                    f"sum by (deployment) (rate(switchyard_cached_input_tokens_total{{{D}}}[{R}]))"
+                    f" / sum by (deployment) (rate(switchyard_input_tokens_total{{{D}}}[{R}]))",
+                    "{{deployment}}",
+                ),
+            ),
+            "percentunit",
+            top=1,
+        ),
+        Panel(
+            "Reasoning",
+            "The part of generated tokens that is reasoning.",
+            (
+                Query(
+                    f"sum by (deployment) (rate(switchyard_reasoning_tokens_total{{{D}}}[{R}]))"
+                    f" / sum by (deployment) (rate(switchyard_output_tokens_total{{{D}}}[{R}]))",
+                    "{{deployment}}",
+                ),
+            ),
+            "percentunit",
+            top=1,
+        ),
+    ),
+)
+ENGINES = Row(
+    "Local engines",
+    (
+        Panel(
+            "Up",
+            "Whether the engine's process answers.",
+            (Query("min by (engine) (switchyard_engine_up)", "{{engine}}"),),
+            kind="bargauge",
+            top=1,
+        ),
+        Panel(
+            "Sequences",
+            "In the batch, and waiting inside the engine.",
+            (
+                Query("sum by (engine) (switchyard_engine_running)", "{{engine}} running"),
+                Query("sum by (engine) (switchyard_engine_queued)", "{{engine}} waiting"),
+                Query("sum by (engine) (switchyard_engine_slots)", "{{engine}} slots"),
+            ),
+        ),
+        Panel(
+            "Cache in use",
+            "Tokens of running sequences, of what the engine's cache holds.",
+            (
+                Query(
+                    "sum by (engine) (switchyard_engine_kv_used_tokens) / sum by (engine) (switchyard_engine_kv_size_tokens)",
+                    "{{engine}}",
+                ),
+            ),
+            "percentunit",
+            top=1,
+        ),
+        Panel(
+            "Memory",
+            "Resident memory of the engine's process; a GPU's is not in it.",
+            (Query("sum by (engine) (switchyard_engine_resident_bytes)", "{{engine}}"),),
+            "bytes",
+        ),
+        Panel(
+            "Steps",
+            "Steps computed, a second.",
+            (Query(f"sum by (engine) (rate(switchyard_engine_steps_total[{R}]))", "{{engine}}"),),
+        ),
+    ),
+)
+MODELS = Dashboard(
+    "switchyard-models",
+    "Switchyard: models and backends",
+    "Deployments and engines: health, breakers, queues, slots, cache reuse, memory.",
+    (HEALTH, LOAD, ENGINES),
+    (Variable("deployment", "switchyard_attempts_total"),),
+)
