@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 INSTALL := $(PYTHON) -m deploy.bootstrap.install
 
-.PHONY: run python install install-test test fmt lint type bench clean
+.PHONY: run python install install-test test test-deploy fmt lint type bench clean
 
 run: install
 	@exec $(VENV_PYTHON) -m gateway serve
@@ -20,6 +20,11 @@ install-test: python
 
 test: install-test
 	@$(VENV_PYTHON) -m deploy.bootstrap.check
+
+# Compose files, a real Prometheus, the image: built without Docker, which takes the root user and about ten minutes.
+test-deploy: python
+	@$(INSTALL) deploy
+	@$(VENV_PYTHON) -m deploy.bootstrap.check deploy
 
 fmt: install-test
 	@$(VENV_PYTHON) -m ruff format .

@@ -1,6 +1,6 @@
 """The checks of `make test`, each with its seconds; pytest comes last, so that its closing line is the last one.
 
-python -m deploy.bootstrap.check [lint|type]
+python -m deploy.bootstrap.check [lint|type|deploy]
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ def commands() -> dict[str, list[str]]:
         "ruff check": [python, "-m", "ruff", "check", "--quiet", "."],
         "import-linter": [str(scripts / "lint-imports")],
         "mypy": [python, "-m", "mypy"],
-        "pytest": [python, "-m", "pytest", "-m", "not heavy and not gpu"],
+        "deploy": [python, "-m", "pytest", "-m", "deploy", "-v", "--durations=10", "tests/deploy"],
+        "pytest": [python, "-m", "pytest", "-m", "not heavy and not gpu and not deploy"],
     }
 
 
 def main(arguments: list[str]) -> int:
     """Run the checks asked for, all without arguments; stops at the first that fails and returns its exit status."""
-    chosen = {"lint": _LINT, "type": _TYPE}.get(arguments[0]) if arguments else tuple(commands())
+    usual = tuple(name for name in commands() if name != "deploy")
+    chosen = {"lint": _LINT, "type": _TYPE, "deploy": ("deploy",)}.get(arguments[0]) if arguments else usual
     if chosen is None:
-        print("usage: python -m deploy.bootstrap.check [lint|type]", file=sys.stderr)
+        print("usage: python -m deploy.bootstrap.check [lint|type|deploy]", file=sys.stderr)
         return 2
     models = Places(Path.cwd()).models
     environment = {

