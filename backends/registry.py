@@ -134,7 +134,7 @@ _QUIRKS = (
     Quirks(
         "triton",
         lacks=_NO_SUFFIX | {"n", "logit_bias", "response_format.json_object", "response_format.json_schema", "logprobs"},
-        infer_length=True,
+        infer_length="completions",
     ),
     # `extra="forbid"`: nothing may be sent that it does not know.
     Quirks(
@@ -142,8 +142,17 @@ _QUIRKS = (
         adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos"}),
         lacks=_NO_SUFFIX | {"embeddings"},
     ),
-    # npuichigo's proxy before Triton: `n` would become the beam width, usage is all zeros, `stop` must be a list.
-    Quirks("openai_trtllm", adds=_CAPPED, lacks=_TEXT_ONLY | {"logit_bias"}, string_content=True, stream_usage=False),
+    # npuichigo's proxy before Triton: `n` would become the beam width, usage is all zeros, `stop` must be a list, the
+    # finish reason is always `stop`.
+    Quirks(
+        "openai_trtllm",
+        adds=_CAPPED,
+        lacks=_TEXT_ONLY | {"logit_bias"},
+        string_content=True,
+        stream_usage=False,
+        infer_length="always",
+        token_chunks=True,
+    ),
     # Samplers are fixed when it starts; errors come under 200; usage without the prompt; other reasons say `system`.
     Quirks(
         "mbase",
@@ -167,6 +176,7 @@ _QUIRKS = (
         stream_usage=False,
         string_content=True,
         cut_stops=True,
+        token_chunks=True,
     ),
     # llama.cpp's old proxy api_like_OAI.py: one newline an event, a `stop` that is no list is taken apart by letters.
     Quirks(
@@ -219,6 +229,9 @@ _MODEL_LISTS: Mapping[str, Listing] = MappingProxyType(
         "ollama": Listing("/api/tags", "models", "name"),
     }
 )
+#: Dialects whose servers may leave out usage, and whose servers never say why an answer ended.
+_TELL_NO_USAGE = frozenset({"triton", "chinese_alpaca", "jquesnelle", "ffm"})
+_TELL_NO_REASON = frozenset({"triton", "chinese_alpaca", "jquesnelle"})
 _PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
@@ -303,6 +316,16 @@ def marker_options(kind: str, tools: str, thinking: str) -> dict[str, object]:
 def quirks_of(dialect_name: str) -> tuple[str, ...]:
     """The names of a dialect's sets of quirks."""
     return tuple(QUIRKS) if dialect_name == "openai_compatible" else ()
+
+
+def tells(dialect_name: str, quirks: str) -> frozenset[str]:
+    """Of `usage` and `reason`, what a server tells itself of its answers; the rest is counted where that can be."""
+    if dialect_name == "openai_compatible":
+        known = _quirks(quirks or "openai")
+        usage, reason = known.stream_usage or known.name == "transformers", not known.infer_length and not known.token_chunks
+    else:
+        usage, reason = dialect_name not in _TELL_NO_USAGE, dialect_name not in _TELL_NO_REASON
+    return frozenset(({"usage"} if usage else set()) | ({"reason"} if reason else set()))
 
 
 def template_source(dialect: Dialect, *, own: bool) -> str:

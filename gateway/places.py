@@ -10,6 +10,7 @@ from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend, Dialect
 from backends.engines.client import EngineClient
 from backends.remote.backend import RemoteBackend, Renderer
+from backends.remote.counted import Untold
 from backends.remote.fanout import FanOut
 from backends.remote.interpreting import Interpreting, gives
 from backends.remote.listing import listed_models
@@ -22,6 +23,7 @@ from backends.templates.jinja import ChatTemplate
 from gateway.boot import Boot
 from gateway.config.snapshot import EngineSpec
 from gateway.domain.route import Deployment
+from gateway.pipeline.counting import Tokenizes, load_tokenizer
 from gateway.routing.catalog import Place
 from gateway.runtime.board import Board, LoadedFirst
 
@@ -35,6 +37,7 @@ class Backends:
         self._board = board
         self._engines: dict[str, EngineClient] = {}
         self._specs: dict[str, EngineSpec] = {}
+        self._tokenizers: dict[str, Tokenizes] = {}
 
     def learn(self, engines: dict[str, EngineSpec]) -> None:
         """The engines of the snapshot that is being connected."""
@@ -56,7 +59,13 @@ class Backends:
             can = _corrected(registry.engine_capabilities(spec.kind, spec.options), deployment)
             loaded = LoadedFirst(client, self._board, deployment.engine)
             return _interpreted(loaded, deployment, lambda: str(client.describe().get("prompt_tail", ""))), can
-        return remote(deployment)
+        return remote(deployment, self._tokenizer)
+
+    def _tokenizer(self, path: str) -> Tokenizes:
+        """A tokenizer.json, read once."""
+        if path not in self._tokenizers:
+            self._tokenizers[path] = load_tokenizer(path)
+        return self._tokenizers[path]
 
     async def aclose(self, backends: Iterable[Backend]) -> None:
         """Close remote backends and every engine connection."""
@@ -66,8 +75,11 @@ class Backends:
             await client.aclose()
 
 
-def remote(deployment: Deployment) -> tuple[Backend, Capabilities]:
-    """The backend of a remote deployment and what it can do, the deployment's own corrections included."""
+def remote(deployment: Deployment, load: Callable[[str], Tokenizes] = load_tokenizer) -> tuple[Backend, Capabilities]:
+    """The backend of a remote deployment and what it can do, the deployment's own corrections included.
+
+    `load`: reads the tokenizer of a model whose server does not count.
+    """
     dialect = registry.dialect(deployment.dialect, deployment.quirks, deployment.options)
     transport = _transport(deployment)
     limits = deployment.timeouts
@@ -82,11 +94,21 @@ def remote(deployment: Deployment) -> tuple[Backend, Capabilities]:
         timeouts=timeouts,
         render=_renderer(dialect, template, transport, timeouts),
         stops=deployment.template_stops,
+        untold=_untold(deployment, load),
     )
     if "n" not in can:
         inner, can = FanOut(inner), can | {"n"}
     tail = template.tail if template is not None else ""
     return _interpreted(inner, deployment, lambda: tail), can
+
+
+def _untold(deployment: Deployment, load: Callable[[str], Tokenizes]) -> Untold | None:
+    """How to count what the server does not tell, where it tells less than all and its model's tokenizer is known."""
+    tells = registry.tells(deployment.dialect, deployment.quirks)
+    if not deployment.tokenizer or len(tells) == 2:
+        return None
+    tokenizer = load(deployment.tokenizer)
+    return Untold(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), "reason" not in tells)
 
 
 def _transport(deployment: Deployment) -> HttpPool:

@@ -142,4 +142,4 @@ def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     ]
 
 
-_FORM = Form(_event, _answer, terminator="finish", per_token=True)
+_FORM = Form(_event, _answer, terminator="finish", counted_by="event")

@@ -58,6 +58,7 @@ class _Choice(msgspec.Struct):
     calls: CallPieces
     cutter: StopCutter | None = None
     spoke: bool = False
+    texts: int = 0
     reason: FinishReason | None = None
 
 
@@ -68,9 +69,9 @@ class GenerationDecoder(AnswerDecoder):
         super().__init__(EventsOrBody(by_line=quirks.by_line))
         self._job = job
         self._quirks = quirks
-        self._infer_length = quirks.infer_length and bool(job.prompts)
+        self._infer_length = quirks.infer_length == "always" or (quirks.infer_length == "completions" and bool(job.prompts))
         #: Text needs no second look before its choice's finish.
-        self._plain = job.top_logprobs is None and not quirks.cut_stops
+        self._plain = job.top_logprobs is None and not quirks.cut_stops and not quirks.token_chunks
         self._choices: dict[int, _Choice] = {}
         self._ids = CallIds()
         self._usages: list[tuple[int, msgspec.Raw]] = []
@@ -104,7 +105,7 @@ class GenerationDecoder(AnswerDecoder):
             if data.startswith(b"[DONE]"):
                 self._end(out)
                 return
-            if data in _NOTHING:
+            if data in _NOTHING or event.name == "ping":
                 return
             mended = self._chunk_of(data)
             if mended is None and cut:
@@ -212,6 +213,7 @@ class GenerationDecoder(AnswerDecoder):
             if reasoning := delta.reasoning_content or delta.reasoning:
                 choice.spoke = self._begun = True
                 out.append(ReasoningDelta(reasoning, choice.index))
+        choice.texts += bool(text)
         if piece.logprobs is not EMPTY and self._job.top_logprobs is not None:
             self._text(choice, text or "", piece, out)
         elif text:
@@ -282,6 +284,15 @@ class GenerationDecoder(AnswerDecoder):
         if not self._infer_length:
             out.append(Finish(reason, choice.index))
 
+    def _full(self, choice: _Choice, usage: Usage | None) -> bool:
+        """Whether a choice has as many tokens as it may have, as far as they were told or can be counted."""
+        most = self._job.sampling.max_tokens
+        if most is None:
+            return False
+        if usage is not None and self._job.choices == 1:
+            return usage.output_tokens >= most
+        return self._quirks.token_chunks and choice.texts >= most
+
     def _end(self, out: list[Event]) -> None:
         """The clean end: what the backend left unsaid is settled."""
         usage = self._usage()
@@ -291,9 +302,8 @@ class GenerationDecoder(AnswerDecoder):
         if not self._choices:
             self._fail(failures.truncated("an answer without any choice"), out)
             return
-        most = self._job.sampling.max_tokens
-        full = usage is not None and most is not None and self._job.choices == 1 and usage.output_tokens >= most
         for choice in self._choices.values():
+            full = self._full(choice, usage)
             said = choice.reason
             if said is None:
                 self._reason(choice, "length" if full and not choice.calls.count else "stop", out)

@@ -69,7 +69,8 @@ class Quirks(msgspec.Struct, frozen=True):
         usage_per_choice: with several choices it tells usage for each, and for one only when not streamed; so it is asked
             to stream whenever there are several.
         by_line: it ends its events with one newline instead of two.
-        infer_length: its completions' finish reason does not tell `length` from `stop`.
+        infer_length: where its finish reason does not tell `length` from `stop`.
+        token_chunks: each chunk of a stream that has text is one token.
     """
 
     name: str
@@ -93,7 +94,8 @@ class Quirks(msgspec.Struct, frozen=True):
     eos_texts: tuple[str, ...] = ()
     usage_per_choice: bool = False
     by_line: bool = False
-    infer_length: bool = False
+    infer_length: Literal["", "completions", "always"] = ""
+    token_chunks: bool = False
 
 
 class OpenAICompatible:

@@ -78,8 +78,9 @@ class Form(msgspec.Struct, frozen=True):
         terminator: the clean end of a stream. `done`: `[DONE]`; `finish`: every choice has finished; `close`: the
             body's end after a whole event.
         cumulative: each event has all text so far, not only what is new.
-        per_token: each event is one token, so that events can be counted where the server does not count.
-        running_counts: counts in a stream are totals; else they are believed only when told once.
+        counted_by: each event is one token, so that events can be counted where the server does not count; `text`: each
+            event with text is.
+        running_counts: counts in a stream are totals; else they may be each event's own, as they turn out.
         ends: end-of-text markers that the server leaves in the text: cut like stop strings.
         lines: a stream is a JSON value a line, and a whole answer is one such line.
     """
@@ -88,7 +89,7 @@ class Form(msgspec.Struct, frozen=True):
     body: Reader
     terminator: Literal["done", "finish", "close"] = "done"
     cumulative: bool = False
-    per_token: bool = False
+    counted_by: Literal["", "event", "text"] = ""
     running_counts: bool = True
     ends: tuple[str, ...] = ()
     lines: bool = False
@@ -103,7 +104,10 @@ class _Choice(msgspec.Struct):
     calls: CallPieces
     finished: bool = False
     events: int = 0
+    texts: int = 0
     told: int = 0
+    sum_told: int = 0
+    rising: bool = True
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -156,7 +160,7 @@ class TextDecoder(AnswerDecoder):
             else:
                 self._end(out)
             return
-        if data in _NOTHING:
+        if data in _NOTHING or event.name == "ping":
             return
         if event.name == "error":
             self._error(data, out)
@@ -211,8 +215,11 @@ class TextDecoder(AnswerDecoder):
         if choice.finished:
             return
         choice.events += 1
+        choice.texts += bool(piece.text)
         if piece.output_tokens:
             choice.told += 1
+            choice.sum_told += piece.output_tokens
+            choice.rising = choice.rising and piece.output_tokens >= choice.output_tokens
         choice.input_tokens = piece.input_tokens or choice.input_tokens
         choice.output_tokens = piece.output_tokens or choice.output_tokens
         choice.cached_tokens = piece.cached_tokens or choice.cached_tokens
@@ -248,14 +255,16 @@ class TextDecoder(AnswerDecoder):
         reason = "stop" if choice.matched else said
         if reason is None:
             most = self._job.sampling.max_tokens
-            count = self._counted(choice) or (choice.events if self._form.per_token else 0)
+            count = self._counted(choice) or {"": 0, "event": choice.events, "text": choice.texts}[self._form.counted_by]
             reason = "length" if most is not None and count >= most else "stop"
         if reason == "stop" and choice.calls.count:
             reason = "tool_calls"
         out.append(Finish(reason, choice.index))
 
     def _counted(self, choice: _Choice) -> int:
-        return choice.output_tokens if self._form.running_counts or choice.told <= 1 else 0
+        """Its tokens. Counts that only rise, and reach at least one for each event that told one, are totals."""
+        running = self._form.running_counts or choice.told <= 1 or (choice.rising and choice.output_tokens >= choice.told)
+        return choice.output_tokens if running else choice.sum_told
 
     def _end(self, out: list[Event]) -> None:
         """The clean end: what the server left unsaid is settled."""

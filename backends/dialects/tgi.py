@@ -178,4 +178,4 @@ def _logprobs(tokens: list[_Token], tops: list[list[_Token]], job: GenerationReq
     )
 
 
-_FORM = Form(_event, _answer, terminator="finish", per_token=True)
+_FORM = Form(_event, _answer, terminator="finish", counted_by="event")

@@ -87,6 +87,7 @@ class Triton:
             terminator="close",
             cumulative=options.accumulate_tokens,
             running_counts=options.accumulate_tokens,
+            counted_by="" if options.accumulate_tokens else "text",
             ends=options.eos_texts,
         )
 

@@ -15,6 +15,7 @@ from backends.core.contracts import Batches, Decoder, Dialect
 from backends.core.errors import BackendError, UpstreamProtocol
 from backends.core.events import Event, Failure
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt
+from backends.remote.counted import Untold, counted
 from backends.remote.transport import Response, Timeouts, Transport
 
 #: Renders a conversation where the dialect wants it rendered; may ask the network (`/apply-template`) to do it.
@@ -25,7 +26,7 @@ MAX_ERROR_BYTES = 64 * 1024
 ERROR_BODY_S = 2.0
 #: What a body gets to end after the answer in it has: then its connection is kept for the next request, else closed.
 AFTER_END_S = 0.1
-#: Default bound of a body that is not streamed.
+#: Bound of a body that is not streamed. Streams have none in total; decoders bound each event.
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
@@ -40,7 +41,7 @@ class RemoteBackend:
         timeouts: all but the wait for the first event, which the caller bounds.
         stops: strings that end an answer under the renderer's template, added to each rendered job's own.
         render: needed where `dialect.needs_prompt`; called for jobs with messages.
-        max_body_bytes: bound of an answer that is not streamed. Streams have none in total; decoders bound each event.
+        untold: how to count what the server does not tell; None = it stays untold.
 
     Raises:
         ValueError: the dialect needs prompts and there is no renderer.
@@ -56,18 +57,18 @@ class RemoteBackend:
         timeouts: Timeouts | None = None,
         render: Renderer | None = None,
         stops: Sequence[str] = (),
-        max_body_bytes: int = MAX_BODY_BYTES,
+        untold: Untold | None = None,
     ) -> None:
         if dialect.needs_prompt and render is None:
             raise ValueError(f"the dialect {dialect.name!r} needs a prompt renderer")
         self.dialect = dialect
         self.transport = transport
         self.timeouts = timeouts or Timeouts()
-        self.max_body_bytes = max_body_bytes
         self._capabilities = dialect.capabilities if capabilities is None else capabilities
         self._params: ParamsRule = params
         self._render = render
         self._stops = tuple(stops)
+        self._untold = untold
 
     def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`. `job.model` is the upstream's name of the model.
@@ -101,6 +102,12 @@ class RemoteBackend:
         rendered = self._render(job)
         return await rendered if isawaitable(rendered) else rendered
 
+    def counted(self, job: Job, prompts: Sequence[Prompt], batches: Batches) -> Batches:
+        """The batches, with what the server does not tell where it can be counted here."""
+        if self._untold is None or not isinstance(job, GenerationRequest):
+            return batches
+        return counted(batches, job, prompts, self._untold)
+
 
 class _Opened(AbstractAsyncContextManager[Batches]):
     """One job on its way. Its exit has only synchronous effects: those of the transport's exit."""
@@ -124,13 +131,14 @@ class _Opened(AbstractAsyncContextManager[Batches]):
                 raise backend.dialect.failure(response.status, response.headers, await _error_body(response))
             if response.headers.get("content-type", "").lower().startswith("text/html"):
                 raise UpstreamProtocol("The deployment answered with a web page.", detail="content-type text/html")
-            limit = None if isinstance(job, GenerationRequest) and job.stream else backend.max_body_bytes
+            limit = None if isinstance(job, GenerationRequest) and job.stream else MAX_BODY_BYTES
             batches = _Batches(response.chunks, backend.dialect.decoder(job, prompts, response.headers), limit)
+            answer = backend.counted(job, prompts, batches)
         except BaseException as error:
             await sending.__aexit__(type(error), error, error.__traceback__)
             raise
         self._sending = sending
-        return batches
+        return answer
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -146,6 +146,7 @@ class Compiler:
             options=entry.options,
             tools=entry.tools or (engine.tools if engine else None) or "",
             thinking=entry.thinking or (engine.thinking if engine else None) or "",
+            tokenizer=self._tokenizer_of(name),
         )
 
     def _families(self, path: KeyPath, entry: EngineEntry | DeploymentEntry) -> bool:
@@ -241,6 +242,11 @@ class Compiler:
         if problem := tokenizer_problem(self._base / file):
             self._report((*path, "tokenizer", "file"), *problem)
         return str(self._base / file)
+
+    def _tokenizer_of(self, deployment: str) -> str:
+        """The tokenizer of the first model that names one and that this deployment serves."""
+        models = (one for one in self._dynamic.models.values() if any(deployment in tier for tier in one.tiers))
+        return next((str(self._base / one.tokenizer.file) for one in models if one.tokenizer.file is not None), "")
 
     def _models(self, deployments: Mapping[str, Deployment]) -> dict[str, Route]:
         routes: dict[str, Route] = {}

@@ -39,7 +39,7 @@ class Deployment(msgspec.Struct, frozen=True):
     `max_in_flight`: None = unbounded. `keepalive_s`: how long an idle upstream connection is kept.
     `tools`, `thinking`: the family in whose ways the model's text is read for tool calls and thoughts, "" = not at all.
     `template_stops`: strings that end an answer under its chat template. `options`: what the dialect wants to know of
-    this server beyond its quirks.
+    this server beyond its quirks. `tokenizer`: the path of its model's tokenizer.json, "" = none is known.
     """
 
     id: str
@@ -64,6 +64,7 @@ class Deployment(msgspec.Struct, frozen=True):
     options: Mapping[str, object] = {}
     tools: str = ""
     thinking: str = ""
+    tokenizer: str = ""
 
     def __repr__(self) -> str:
         return f"Deployment({self.id!r})"

@@ -191,8 +191,9 @@ async def test_a_web_page_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_only_an_answer_that_is_not_streamed_is_bounded_in_total(stream: bool) -> None:
-    backend = RemoteBackend(ToyDialect(), ToyTransport(b"aa", b"bb"), max_body_bytes=3)
+async def test_only_an_answer_that_is_not_streamed_is_bounded_in_total(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = RemoteBackend(ToyDialect(), ToyTransport(b"aa", b"bb"))
+    monkeypatch.setattr("backends.remote.backend.MAX_BODY_BYTES", 3)
     job = GenerationRequest("m", messages=JOB.messages, stream=stream)
     if stream:
         assert len(await collect(backend, job)) == 3
@@ -201,8 +202,9 @@ async def test_only_an_answer_that_is_not_streamed_is_bounded_in_total(stream: b
             await collect(backend, job)
 
 
-async def test_embeddings_are_bounded() -> None:
-    backend = RemoteBackend(ToyDialect(), ToyTransport(b"aa", b"bb"), max_body_bytes=3)
+async def test_embeddings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = RemoteBackend(ToyDialect(), ToyTransport(b"aa", b"bb"))
+    monkeypatch.setattr("backends.remote.backend.MAX_BODY_BYTES", 3)
     with pytest.raises(UpstreamProtocol, match="too large"):
         await collect(backend, EmbeddingRequest("m", (Prompt("x"),)))
 

@@ -114,10 +114,12 @@ def test_triton_ends_by_closing_after_a_whole_event() -> None:
         assert last.kind == "truncated"
 
 
-def test_triton_counts_of_deltas_are_not_taken_for_totals() -> None:
+def test_triton_counts_of_deltas_are_added_unless_they_rise() -> None:
     event = b'data: {"text_output":"a","num_input_tokens":[[4]],"num_output_tokens":[[1]]}\n\n'
     assert read(dialect("triton"), event)[-1] == Usage(4, 1)
-    assert read(dialect("triton"), event * 3)[-1] == Finish("stop")
+    assert read(dialect("triton"), event * 3)[-1] == Usage(4, 3)
+    rising = b"".join(event.replace(b"[[1]]", b"%d" % total) for total in (1, 2, 4))
+    assert read(dialect("triton"), rising)[-1] == Usage(4, 4)
 
 
 def test_triton_keeps_what_the_engine_leaves_at_the_end() -> None:
