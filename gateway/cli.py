@@ -23,6 +23,7 @@ from backends.core.errors import GatewayError
 from gateway.auth.records import SCOPES
 from gateway.cli_accounts import add_commands, add_key_actions
 from gateway.cli_prices import add_prices
+from gateway.cli_quota import add_quota
 from gateway.cli_reports import add_reports
 from gateway.command_parts import (
     Refused,
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add_key_actions(keys)
     add_commands(commands)
     add_prices(commands)
+    add_quota(commands)
     add_reports(commands)
     return parser
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -12,24 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.admin.caller import AdminParts
 from gateway.admin.reports import UsageView, sums
 from gateway.admin.shapes import instant
-from gateway.config.shown_limits import shown_limit
-from gateway.domain.principal import LimitSpec
+from gateway.admin.standing import LimitView, standing
 from gateway.ledger.queries import DAY_US
-from gateway.limits.rules import Demand, rules_for
-
-_NOTHING = Demand(0)
-#: How many limits one look at the store names.
-_AT_ONCE = 64
-
-
-class LimitView(BaseModel):
-    """One limit that applies to the key, as far as it is used now."""
-
-    scope: Literal["key", "user", "team", "organisation", "model", "gateway"] = Field(description="who shares it")
-    model: str | None = Field(default=None, description="the model whose requests alone it counts; null: those of all models")
-    limit: dict[str, Any] = Field(description="as the configuration writes it")
-    remaining: int = Field(description="in the limit's unit; money in nano-USD; a shadow limit refuses nothing at 0")
-    resets_in_s: float = Field(description="seconds until it would be whole again if nothing else came")
 
 
 class MeView(BaseModel):
@@ -60,7 +43,7 @@ def router(parts: AdminParts, ledger: AsyncEngine) -> APIRouter:
         allowed = sorted({route.name for route in snapshot.models.values() if snapshot.allowed(route, holder)})
         present = parts.present().models
         of_models = [spec for name in allowed if (route := present.get(name)) is not None for spec in route.limits]
-        limits = await _limits(parts, [*holder.limits, *of_models])
+        limits = await standing([*holder.limits, *of_models], parts.peek, parts.store_now_us)
         begin_us = (now_us // DAY_US - 29) * DAY_US
         return MeView(
             id=holder.key_id,
@@ -75,23 +58,3 @@ def router(parts: AdminParts, ledger: AsyncEngine) -> APIRouter:
         )
 
     return routes
-
-
-async def _limits(parts: AdminParts, specs: Sequence[LimitSpec]) -> list[LimitView]:
-    """How far limits are used, asked for in bounded calls.
-
-    Raises:
-        LimitsUnavailable: the store does not answer.
-    """
-    views: list[LimitView] = []
-    for start in range(0, len(specs), _AT_ONCE):
-        some = specs[start : start + _AT_ONCE]
-        rules = [rules_for((spec,), _NOTHING, parts.store_now_us())[0] for spec in some]
-        for spec, rule, state in zip(some, rules, await parts.peek(rules), strict=True):
-            left = state.remaining if rule.shadow is None else max(0, rule.shadow - (rule.limit - state.remaining))
-            kind, _, name = spec.scope.partition(":")
-            scope: Any = kind
-            model = spec.model or (name if kind == "model" else None)
-            limit = shown_limit(spec)
-            views.append(LimitView(scope=scope, model=model, limit=limit, remaining=left, resets_in_s=state.reset_ms / 1000))
-    return views

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.admin import audit, keys, me, organisations, prices, teams, usage, users
+from gateway.admin import audit, keys, me, organisations, prices, rules, teams, usage, users
 from gateway.admin.caller import AdminParts
 
 
@@ -17,6 +17,7 @@ def admin_routers(parts: AdminParts, ledger: AsyncEngine) -> list[APIRouter]:
         users.router(parts),
         keys.router(parts),
         prices.router(parts),
+        rules.router(parts),
         usage.router(parts, ledger),
         audit.router(parts),
         me.router(parts, ledger),

@@ -95,7 +95,7 @@ class _Known:
         self.record = record
         self.hash = hash
         self.snapshot = snapshot
-        self.principal = _minted(record, hash, snapshot)
+        self.principal = holder_of(record, hash, snapshot)
 
 
 class _Flight:
@@ -266,7 +266,7 @@ class Authenticator:
             raise NotAuthenticated()
         if record.team and record.team not in self.snapshot().teams:
             await self.refresh()  # a team may be as new as its key
-        return _minted(record, hash, self.snapshot())
+        return holder_of(record, hash, self.snapshot())
 
     async def _loaded(self) -> None:
         """Wait until the owners are known: without them a key's shared limits would be missing.
@@ -372,7 +372,8 @@ def _allowed(record: KeyRecord, snapshot: Snapshot) -> frozenset[str] | None:
     return record.models if shared is None else shared if record.models is None else record.models & shared
 
 
-def _minted(record: KeyRecord, hash: str, snapshot: Snapshot) -> Principal:
+def holder_of(record: KeyRecord, hash: str, snapshot: Snapshot) -> Principal:
+    """The principal of a stored key, asked for by the secret with this hash, with every limit that it meets."""
     own = record.limit_specs() or tuple(bound(spec, f"key:{record.id}", "") for spec in snapshot.key_limits)
     principal = Principal(
         key_id=record.id,

@@ -1,4 +1,4 @@
-"""The configuration with the database's organisations, teams, users and prices beside the file's. Pure.
+"""The configuration with the database's organisations, teams, users, limits and prices beside the file's. Pure.
 
 The file's win where a name is in both: that is refused at start, at a reload and by the admin API, and can only come
 about by two changes in the same moment, or by a reload while the database is out.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from gateway.auth.records import Owner, OwnerKind, PriceRecord, declares_price
-from gateway.config.compiled_limits import bound
+from gateway.config.compiled_limits import GATEWAY, bound
 from gateway.config.snapshot import Snapshot, Team
 from gateway.domain.principal import LimitSpec
 from gateway.domain.route import Deployment, Route
@@ -21,7 +21,9 @@ def in_file(snapshot: Snapshot, kind: OwnerKind, name: str) -> bool:
     """Whether the configuration file has this name."""
     if kind == "team":
         return name in snapshot.teams
-    return name in (snapshot.organisations if kind == "organisation" else snapshot.users)
+    if kind == "organisation":
+        return name in snapshot.organisations
+    return kind == "user" and name in snapshot.users  # limits of models and the gateway come beside the file's
 
 
 def clashes(snapshot: Snapshot, owners: Iterable[tuple[OwnerKind, str]]) -> list[tuple[OwnerKind, str]]:
@@ -37,20 +39,23 @@ def overlaid(snapshot: Snapshot, owners: Sequence[Owner], prices: Sequence[Price
         return snapshot
     zones = {one.name: one.zone for one in owners if one.kind == "organisation"}
     teams: dict[str, Team] = {}
-    shared: dict[OwnerKind, dict[str, tuple[LimitSpec, ...]]] = {"organisation": {}, "user": {}, "team": {}}
+    kinds: tuple[OwnerKind, ...] = ("organisation", "user", "model", "gateway")
+    shared: dict[OwnerKind, dict[str, tuple[LimitSpec, ...]]] = {kind: {} for kind in kinds}
     for one in owners:
         zone = one.zone or zones.get(one.organisation, "") or snapshot.zone
-        limits = tuple(bound(spec, spec.scope, zone) for spec in one.limit_specs())
+        limits = tuple(bound(spec, GATEWAY if one.kind == "gateway" else spec.scope, zone) for spec in one.limit_specs())
         if one.kind == "team":
             teams[one.name] = Team(one.name, one.models, limits, one.organisation, zone)
         else:
             shared[one.kind][one.name] = limits
+    models = _limited(snapshot.models, shared["model"]) if shared["model"] else snapshot.models
     return msgspec.structs.replace(
         snapshot,
-        models=_priced(snapshot.models, prices) if prices else snapshot.models,
+        models=_priced(models, prices) if prices else models,
         teams={**teams, **snapshot.teams},
         organisations={**shared["organisation"], **snapshot.organisations},
         users={**shared["user"], **snapshot.users},
+        gateway_limits=snapshot.gateway_limits + shared["gateway"].get(GATEWAY, ()),
     )
 
 
@@ -64,6 +69,15 @@ def dated_prices(route: Route, deployment: Deployment, records: Iterable[PriceRe
     listed = sorted((one for one in records if one.model == route.name), key=lambda one: one.from_us)
     own = [one for one in listed if one.deployment == deployment.id]
     return [one for one in listed if not one.deployment and not (own and one.from_us >= own[0].from_us)] + own
+
+
+def _limited(models: Mapping[str, Route], limits: Mapping[str, tuple[LimitSpec, ...]]) -> dict[str, Route]:
+    routes = {
+        route.name: msgspec.structs.replace(route, limits=route.limits + limits.get(route.name, ()))
+        for name, route in models.items()
+        if name == route.name
+    }
+    return {name: routes[route.name] for name, route in models.items()}
 
 
 def _priced(models: Mapping[str, Route], records: Sequence[PriceRecord]) -> dict[str, Route]:

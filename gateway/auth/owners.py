@@ -94,6 +94,23 @@ class OwnerStore:
             await transaction.audit("change", kind, name, shown, _team(after))
         return after
 
+    async def set_limits(self, kind: OwnerKind, name: str, limits: tuple[KeyLimit, ...], by: By) -> None:
+        """Replace the limits of an owner that the configuration knows, such as a model; none takes them away.
+
+        Raises:
+            InvalidKey: a value is wrong.
+            KeysUnavailable: the database does not answer.
+        """
+        owner = Owner(kind, name, limits=limits, created_us=by.at_us)
+        owner.check()
+        where = sa.and_(OWNERS.c.kind == kind, OWNERS.c.name == name)
+        async with self._database.changing(by) as change:
+            await change.connection.execute(sa.delete(OWNERS).where(where))
+            if limits:
+                await change.connection.execute(sa.insert(OWNERS).values(_columns(owner)))
+            await change.owners_changed()
+            await change.audit("change", kind, name, {"limits": limits})
+
     async def delete(self, kind: OwnerKind, name: str, by: By) -> None:
         """Delete one that nobody belongs to.
 

@@ -19,8 +19,8 @@ from gateway.domain.route import Deployment, Price
 LARGEST_LIMIT = 2**53
 #: What a key may be used for: `inference`, and the roles of the admin API.
 SCOPES = frozenset({"inference", "admin", "team-admin", "viewer"})
-OwnerKind = Literal["organisation", "team", "user"]
-#: The owner's name in the scope of its counters is the same as its kind.
+#: Whose limits are stored. Models are the file's: the database has but further limits of them, and of the whole gateway.
+OwnerKind = Literal["organisation", "team", "user", "model", "gateway"]
 TEXT_CHARS = 128
 MODELS_MAX = 1000
 LIMITS_MAX = 32

@@ -182,6 +182,11 @@ MATRIX: list[tuple[str, str, Any, tuple[int, ...]]] = [
     ("POST", A + "/prices", {"model": "chat", "deployment": "near", "input": 1, "output": 2}, (401, 403, 403, 403, 403, 409)),
     ("DELETE", A + "/prices/file:near:0", None, (401, 403, 403, 403, 403, 409)),
     ("DELETE", A + "/prices/nothing", None, (401, 403, 403, 403, 403, 404)),
+    ("GET", A + "/rules", None, READ),
+    ("GET", A + "/rules?scope=key&name={of-red}", None, READ),
+    ("GET", A + "/rules?scope=key&name={of-blue}", None, OTHERS),
+    ("PUT", A + "/rules/model/chat", {"limits": [{"concurrent": 5}]}, ADMIN),
+    ("PUT", A + "/rules/gateway/gateway", {"limits": []}, ADMIN),
     ("GET", A + "/usage", None, READ),
     ("GET", A + "/audit", None, READ),
     ("GET", "/v1/me", None, (401, 200, 200, 200, 200, 200)),
@@ -289,6 +294,14 @@ BAD = [
     ("POST", "/prices", {"model": "other", "input": 1, "output": 1, "valid_from": "soon"}, "valid_from"),
     ("POST", "/prices", {"model": "other", "input": 1, "output": 1, "valid_from": "0001-01-01"}, "valid_from"),
     ("POST", "/prices", {"model": "other", "input": 1, "output": 1, "id": "mine"}, "id"),
+    ("PUT", "/rules/model/chat", {"limits": [{"requests": 0, "per": "minute"}]}, "limits.0.requests"),
+    ("PUT", "/rules/model/chat", {"limits": [{"requests": 2**53 + 1, "per": "minute"}]}, "limits.0.requests"),
+    ("PUT", "/rules/model/chat", {"limits": [{"requests": 1, "per": "minute", "model": "chat"}]}, "limits"),
+    ("PUT", "/rules/model/chat", {"limits": [{"concurrent": 1}, {"concurrent": 2}]}, "limits"),
+    ("PUT", "/rules/team/red", {"limits": []}, "scope"),
+    ("PUT", "/rules/gateway/gateway", {}, "limits"),
+    ("GET", "/rules?scope=key", None, "name"),
+    ("GET", "/rules?scope=planet", None, "scope"),
     ("GET", "/usage?by=team,nonsense", None, "by"),
     ("GET", "/usage?since=yesterday", None, "since"),
     ("GET", "/keys?limit=0", None, "limit"),
@@ -335,6 +348,38 @@ async def test_me_tells_limits_of_the_models_that_the_key_may_use(office: Office
         ("model", "other", {"requests": 7, "per": "day"}, 7),
     ]
     assert (await office.good("GET", "/v1/me", role="chat-only"))["limits"] == []
+
+
+async def test_rules_of_models_and_of_the_gateway_come_beside_the_files(office: Office) -> None:
+    made = await office.good("PUT", A + "/rules/model/other", {"limits": [{"concurrent": 5}]})
+    assert [(one["limit"], one["source"]) for one in made["data"]] == [
+        ({"requests": 7, "per": "day"}, "file"), ({"concurrent": 5}, "database"),
+    ]  # fmt: skip
+    await office.good("PUT", A + "/rules/gateway/gateway", {"limits": [{"usd": 5, "per": "month"}]})
+    await office.good("PATCH", A + "/teams/red", {"limits": [{"tokens": 10, "per": "minute"}]})
+    await office.good("PATCH", A + "/teams/blue", {"limits": [{"tokens": 10, "per": "minute"}]})
+    everything = (await office.good("GET", A + "/rules"))["data"]
+    assert [(one["scope"], one["name"]) for one in everything] == [
+        ("gateway", "gateway"), ("organisation", "file-org"), ("team", "blue"), ("team", "file-team"), ("team", "red"),
+        ("user", "file-user"), ("model", "other"), ("model", "other"),
+    ]  # fmt: skip
+    theirs = (await office.good("GET", A + "/rules", role="team-admin"))["data"]
+    assert [one["name"] for one in theirs] == ["gateway", "red", "other", "other"]
+    assert [one["name"] for one in (await office.good("GET", A + "/rules?scope=team&name=blue"))["data"]] == ["blue"]
+    of_key = (await office.good("GET", f"{A}/rules?scope=key&name={office.ids['of-red']}", role="team-admin"))["data"]
+    assert [one["scope"] for one in of_key] == ["team", "gateway"]
+    assert [one["scope"] for one in (await office.good("GET", "/v1/me", role="of-blue"))["limits"]] == [
+        "team", "gateway", "model", "model",
+    ]  # fmt: skip
+    first = await office.good("GET", A + "/rules?limit=3")
+    rest = await office.good("GET", f"{A}/rules?after={first['last_id']}")
+    assert first["has_more"] and first["data"] + rest["data"] == everything
+    await office.good("PUT", A + "/rules/gateway/gateway", {"limits": []})
+    assert office.auth.snapshot().gateway_limits == ()
+    await office.bad(404, "PUT", A + "/rules/model/nothing", {"limits": []})
+    await office.bad(404, "PUT", A + "/rules/gateway/other", {"limits": []})
+    trail = (await office.good("GET", A + "/audit?noun=gateway"))["data"]
+    assert [one["action"] for one in trail] == ["change", "change"]
 
 
 async def test_lists_come_in_pages(office: Office) -> None:
