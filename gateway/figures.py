@@ -159,11 +159,9 @@ class Looking:
         try:
             figures = await engine.stats()
         except (GatewayError, TimeoutError):
-            self._metrics.set(f.ENGINE_UP, 0.0, name)
-            return
-        self._metrics.set(f.ENGINE_UP, 1.0 if figures else 0.0, name)
+            figures = {}  # not loaded, or on its way down: it computes nothing and holds nothing
         for key, family in _ENGINE_GAUGES.items():
-            value = figures.get(key)
+            value = figures.get(key, None if figures else 0.0)
             if isinstance(value, int | float):
                 self._metrics.set(family, float(value), name)
         steps = figures.get("steps")

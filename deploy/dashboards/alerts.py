@@ -126,8 +126,8 @@ ALERTS = (
         "{{ $value }} requests wait for a slot", "server.queue_length refuses what is beyond.",
     ),
     Alert(
-        "SwitchyardEngineDown", "min by (engine) (switchyard_engine_up)", "==", 0, "2m", "page",
-        "The engine {{ $labels.engine }} does not answer", "It loads, it crashed, or its model cannot be loaded.",
+        "SwitchyardEngineDown", "max by (engine) (switchyard_engine_failed)", ">", 0, "2m", "page",
+        "The engine {{ $labels.engine }} is down", "It crashed and does not come up again, or its model cannot be loaded.",
     ),
     Alert(
         "SwitchyardOverhead", "switchyard_overhead_seconds:p99_rate5m", ">", 0.1, "10m", "ticket",

@@ -129,11 +129,20 @@ ENGINES = Row(
     "Local engines",
     (
         Panel(
-            "Up",
-            "Whether the engine's process answers.",
-            (Query("min by (engine) (switchyard_engine_up)", "{{engine}}"),),
+            "State",
+            "Loaded, and failed (its process died or its model cannot be loaded). Neither: unloaded, or loading.",
+            (
+                Query("max by (engine) (switchyard_engine_ready)", "{{engine}} loaded"),
+                Query("max by (engine) (switchyard_engine_failed)", "{{engine}} failed"),
+            ),
             kind="bargauge",
             top=1,
+        ),
+        Panel(
+            "Loads",
+            "Processes started for the engine so far: one, and one for each loading on demand or after a crash.",
+            (Query("max by (engine) (switchyard_engine_loads)", "{{engine}}"),),
+            kind="stat",
         ),
         Panel(
             "Sequences",

@@ -118,7 +118,6 @@ STREAM_ROWS = Family(
 )
 STREAM_LAG = Family("switchyard_usage_stream_lag_seconds", "Age of the oldest of them.", "gauge", merge="max")
 _E = ("engine",)
-ENGINE_UP = Family("switchyard_engine_up", "1 while the engine's process answers.", "gauge", _E, merge="max")
 ENGINE_RUNNING = Family("switchyard_engine_running", "Sequences in the engine's batch.", "gauge", _E, merge="max")
 ENGINE_QUEUED = Family("switchyard_engine_queued", "Sequences that wait for one of its slots.", "gauge", _E, merge="max")
 ENGINE_SLOTS = Family("switchyard_engine_slots", "Sequences that it computes at once.", "gauge", _E, merge="max")
@@ -132,16 +131,5 @@ ENGINE_FAILED = Family("switchyard_engine_failed", "1 after its process died, un
 ENGINE_LOADS = Family("switchyard_engine_loads", "Processes started for it so far.", "gauge", _E, merge="max")
 ENGINE_STEPS = Family("switchyard_engine_steps_total", "Steps that it computed.", "counter", _E)
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        *(REQUESTS, DURATION, TTFT, ITL, INPUT_TOKENS, CACHED_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, OVERHEAD, LIMITER),
-        *(QUEUE_WAIT, ATTEMPTS, FALLBACKS, REFUSALS, OPEN_STREAMS, LIMITER_DEGRADED, LIMIT_OVERRUN, LEDGER_QUEUE),
-        *(LIMIT_NEAR, LIMIT_SHADOW, LIMIT_POISONED, DEGRADED_ADMISSIONS),
-        *(CONFIG_FAILED, LOG_DROPPED, QUEUE_DEPTH, SLOTS_IN_USE, SLOTS_LIMIT, WORKERS),
-        *(WORKERS_READY, WORKER_MEMORY, WORKER_FDS, WORKER_CPU, LOOP_LAG, BUILD, CONFIG_LOADED),
-        *(CERTIFICATE_ENDS, BREAKER_OPEN),
-        *(LIMIT_REFUSALS, LIMITER_OUTAGES, SETTLEMENTS_LOST, LEDGER_SPOOL, LEDGER_WRITTEN, STREAM_ROWS, STREAM_LAG),
-        *(ENGINE_UP, ENGINE_RUNNING, ENGINE_QUEUED, ENGINE_SLOTS, ENGINE_KV, ENGINE_KV_SIZE, ENGINE_MEMORY, ENGINE_STEPS),
-    )
-}
+#: By name, in the order above.
+FAMILIES: dict[str, Family] = {one.name: one for one in list(globals().values()) if isinstance(one, Family)}
