@@ -1,4 +1,7 @@
-"""What was promised at admission and what was really used: the two values that every request ends in."""
+"""What was promised at admission and what was really used: the two values that every request ends in.
+
+`Rule` and `LedgerRow` are stored as arrays: new fields are added at the end, with a default.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Outcome = Literal["ok", "client_error", "upstream_error", "gateway_error", "refu
 Kind = Literal["rate", "quota", "lease"]
 
 
-class Rule(msgspec.Struct, frozen=True):
+class Rule(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One limit as the store checks it for one request. `cost` is the amount reserved, in `unit`.
 
     `name` is the counter's stored name without prefix, e.g. `key:3f2a:tokens:60000`.
@@ -34,7 +37,7 @@ class Rule(msgspec.Struct, frozen=True):
     clamps: bool = False
 
 
-class RuleState(msgspec.Struct, frozen=True):
+class RuleState(msgspec.Struct, frozen=True, gc=False):
     """What is left of a rule after an admission, and after how many ms it would be whole again."""
 
     rule: Rule
@@ -42,7 +45,7 @@ class RuleState(msgspec.Struct, frozen=True):
     reset_ms: int
 
 
-class Reservation(msgspec.Struct, frozen=True):
+class Reservation(msgspec.Struct, frozen=True, gc=False):
     """A granted admission. `admitted_us` is the store's clock. `degraded`: granted while the store was out."""
 
     id: str
@@ -52,7 +55,7 @@ class Reservation(msgspec.Struct, frozen=True):
     degraded: bool = False
 
 
-class LedgerRow(msgspec.Struct, frozen=True):
+class LedgerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request in the ledger; the reservation id is its primary key. Instants µs UTC, money nano-USD."""
 
     id: str
@@ -79,7 +82,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
     duration_us: int
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """What a reservation came to: `actual[i]` replaces the cost of `reservation.rules[i]`, in its unit."""
 
     reservation: Reservation
@@ -87,7 +90,7 @@ class Settlement(msgspec.Struct, frozen=True):
     row: LedgerRow
 
 
-class Progress(msgspec.Struct, frozen=True):
+class Progress(msgspec.Struct, frozen=True, gc=False):
     """A live reservation whose lease is to be renewed, with the output tokens made so far."""
 
     id: str

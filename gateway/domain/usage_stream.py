@@ -24,7 +24,7 @@ _decoder = msgspec.msgpack.Decoder(LedgerRow)
 
 
 def pack_row(row: LedgerRow) -> bytes:
-    """A row as msgpack, a map by field name, so that fields may be added."""
+    """A row as msgpack, an array in the order of its fields."""
     return _encoder.encode(row)
 
 

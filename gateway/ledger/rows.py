@@ -52,7 +52,9 @@ def _as_stored(name: str, type_: object) -> object:
 
 # A LedgerRow whose decoding refuses what no column takes: the check costs nothing of its own.
 _HINTS = get_type_hints(LedgerRow)
-_Storable = msgspec.defstruct("Storable", [(name, _as_stored(name, _HINTS[name])) for name in ROW_FIELDS])
+_Storable = msgspec.defstruct(
+    "Storable", [(name, _as_stored(name, _HINTS[name])) for name in ROW_FIELDS], array_like=True, gc=False
+)
 _decode = msgspec.msgpack.Decoder(_Storable).decode
 _texts = itemgetter(*[at for at, name in enumerate(ROW_FIELDS) if isinstance(LEDGER.c[name].type, sa.Text)])
 

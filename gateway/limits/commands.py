@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.domain.principal import Unit
 from gateway.domain.settlement import Kind, LedgerRow, Progress, Rule, RuleState
 from gateway.domain.usage_stream import COMMITTED, PREFIX, STREAM
+from gateway.limits.reference import check_rule
 from gateway.limits.scripts import Script
 
 Args = tuple[bytes | str | int, ...]
@@ -28,56 +28,40 @@ SWEEPER = PREFIX + "sweeper"
 _CODE: dict[Kind, int] = {"rate": 1, "quota": 2, "lease": 3}
 _LONGEST_NAME = 160
 _PROGRESS = 16
+_TWO = Struct("<2d")
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Reserved(msgspec.Struct, frozen=True, array_like=True):
-    """One rule's reserved amount: `[name, kind, unit, window_ms, amount]`."""
-
-    name: str
-    kind: Kind
-    unit: Unit
-    window_ms: int
-    amount: int
-
-
-class Opening(msgspec.Struct, frozen=True, array_like=True):
+class Opening(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the sweeper needs of a reservation whose holder vanished: `[rules, row]` as msgpack."""
 
-    rules: tuple[Reserved, ...]
+    rules: tuple[Rule, ...]
     row: LedgerRow
 
 
 def pack_opening(rules: Sequence[Rule], row: LedgerRow) -> bytes:
     """An `Opening` as msgpack."""
-    return _encode(Opening(tuple([Reserved(r.name, r.kind, r.unit, r.window_ms, r.cost) for r in rules]), row))
+    return _encode((rules, row))
 
 
-class Used(msgspec.Struct, frozen=True, array_like=True):
-    """One rule's actual amount: `[name, kind, window_ms, amount]`."""
-
-    name: str
-    kind: Kind
-    window_ms: int
-    amount: int
-
-
-class Closing(msgspec.Struct, frozen=True, array_like=True):
+class Closing(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A settlement as it is said to Redis and written to the spool file. `row` empty: a void.
 
-    `epoch` is that of the data that knew the admission, 0 when Redis did not know it. `seq` is the worker's number.
+    `actual[i]` is what was used of `rules[i]`. `epoch` is that of the data that knew the admission, 0 when Redis did
+    not know it. `seq` is the worker's number.
     """
 
     id: str
     epoch: int
     admitted_us: int
-    used: tuple[Used, ...]
+    rules: tuple[Rule, ...]
+    actual: tuple[int, ...]
     row: bytes
     worker: str
     seq: int
 
 
-class AdmitReply(msgspec.Struct, frozen=True):
+class AdmitReply(msgspec.Struct, frozen=True, gc=False):
     """An answer of admit.lua. `code` 1 charged, 0 refused by rule `index`, -1 too late, -2 the id was used."""
 
     code: int
@@ -93,7 +77,7 @@ class AdmitReply(msgspec.Struct, frozen=True):
 EntryId = tuple[int, int]
 
 
-class SettleReply(msgspec.Struct, frozen=True):
+class SettleReply(msgspec.Struct, frozen=True, gc=False):
     """An answer of settle.lua. `code` 1 settled, 2 row kept without a reservation, 0 nothing to do.
 
     `epoch` names the data in Redis (0: none yet), `committed` is the last entry that is in SQL, `entry` this row's.
@@ -112,6 +96,13 @@ def _doubles(count: int) -> Struct:
     return Struct(f"<{count}d")
 
 
+@lru_cache(maxsize=4096)
+def _demand(rule: Rule) -> bytes:
+    """A rule's numbers in an admission, when it is one that can be counted."""
+    check_rule(rule)
+    return _doubles(4).pack(_CODE[rule.kind], rule.limit, rule.window_ms, rule.cost)
+
+
 def reservation_key(id: str) -> str:
     """The key of a reservation."""
     return f"{PREFIX}r:{id}"
@@ -125,22 +116,38 @@ def counter_key(name: str) -> str:
     return f"{PREFIX}c:{name}"
 
 
-def admit_args(script: Script, id: str, rules: Sequence[Rule], lease_ms: int, deadline_us: int, blob: bytes) -> Args:
-    """EVALSHA of an admission. `blob` is an `Opening`, packed."""
-    numbers: list[int] = [deadline_us, lease_ms]
-    for rule in rules:
-        numbers += (_CODE[rule.kind], rule.limit, rule.window_ms, rule.cost)
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """The rules of one admission as the script takes them: their counters' keys, their numbers."""
+
+    keys: list[str]
+    numbers: bytes
+
+
+def ask(rules: Sequence[Rule]) -> Asked:
+    """Prepare an admission by these rules.
+
+    Raises:
+        ValueError: they cannot be counted exactly: see `reference.check_rules`.
+    """
     keys = [counter_key(rule.name) for rule in rules]
-    packed = _doubles(len(numbers)).pack(*numbers)
-    return ("EVALSHA", script.sha, 3 + len(keys), reservation_key(id), LIVE, META, *keys, id, packed, blob)
+    if len(set(keys)) != len(keys):
+        raise ValueError("two rules of one request share a counter")
+    return Asked(keys, b"".join(map(_demand, rules)))
+
+
+def admit_args(script: Script, id: str, asked: Asked, lease_ms: int, deadline_us: int, blob: bytes) -> Args:
+    """EVALSHA of an admission. `blob` is an `Opening`, packed."""
+    numbers = _TWO.pack(deadline_us, lease_ms) + asked.numbers
+    return ("EVALSHA", script.sha, 3 + len(asked.keys), f"{PREFIX}r:{id}", LIVE, META, *asked.keys, id, numbers, blob)
 
 
 def settle_args(script: Script, closing: Closing, *, again: bool) -> Args:
     """EVALSHA of a settlement, or with the sweep script of an expired reservation."""
     numbers: list[int] = [closing.epoch, closing.admitted_us, again]
-    for used in closing.used:
-        numbers += (_CODE[used.kind], used.window_ms, used.amount)
-    keys = [counter_key(used.name) for used in closing.used]
+    keys = []
+    for rule, actual in zip(closing.rules, closing.actual, strict=True):
+        numbers += (_CODE[rule.kind], rule.window_ms, actual)
+        keys.append(counter_key(rule.name))
     packed = _doubles(len(numbers)).pack(*numbers)
     fixed: Args = ("EVALSHA", script.sha, 5 + len(keys), reservation_key(closing.id), LIVE, META, COMMITTED, STREAM)
     return (*fixed, *keys, closing.id, packed, closing.row, closing.worker, closing.seq)
@@ -164,11 +171,6 @@ def peek_args(script: Script, rules: Sequence[Rule], lease_ms: int) -> Args:
         numbers += (_CODE[rule.kind], rule.limit, rule.window_ms)
     packed = _doubles(len(numbers)).pack(*numbers)
     return ("EVALSHA", script.sha, len(rules), *(counter_key(rule.name) for rule in rules), packed)
-
-
-def used_of(rules: Sequence[Rule | Reserved], amounts: Sequence[int]) -> tuple[Used, ...]:
-    """Rules with the amounts that were really used."""
-    return tuple([Used(r.name, r.kind, r.window_ms, amount) for r, amount in zip(rules, amounts, strict=True)])
 
 
 def parse_admit(reply: Sequence[int], rules: Sequence[Rule]) -> AdmitReply:
@@ -196,7 +198,7 @@ def parse_settle(reply: Sequence[Any]) -> SettleReply:
         ValueError: it is something else.
     """
     code, now_us, overruns, epoch, committed, entry = reply
-    return SettleReply(code, now_us, overruns, epoch, _entry_id(committed), _entry_id(entry))
+    return SettleReply(code, now_us, overruns, epoch, _committed_id(committed), _entry_id(entry))
 
 
 def parse_record(record: bytes) -> tuple[int, int, bytes]:
@@ -205,11 +207,19 @@ def parse_record(record: bytes) -> tuple[int, int, bytes]:
     Raises:
         ValueError, struct.error: it is something else.
     """
-    now_us, rules = _doubles(2).unpack_from(record, _PROGRESS)
+    now_us, rules = _TWO.unpack_from(record, _PROGRESS)
     return int(record[:_PROGRESS]), int(now_us), record[_PROGRESS + 16 + 16 * int(rules) :]
 
 
+@lru_cache(maxsize=8)
+def _committed_id(text: bytes) -> EntryId:
+    """An id that changes a few times a second; (0, 0) for what is none: the key may hold anything."""
+    try:
+        return _entry_id(text)
+    except ValueError:
+        return (0, 0)
+
+
 def _entry_id(text: bytes) -> EntryId:
-    """An id, (0, 0) for what is none: the key may hold anything."""
     at, _, number = text.partition(b"-")
-    return (int(at), int(number)) if at.isdigit() and number.isdigit() else (0, 0)
+    return int(at), int(number)

@@ -23,7 +23,8 @@ def duration(ms: int) -> str:
     if ms < 1000:
         return f"{ms}ms"
     minutes, rest = divmod(ms, 60_000)
-    seconds = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    whole, part = divmod(rest, 1000)
+    seconds = f"{whole}.{part:03d}".rstrip("0") + "s" if part else f"{whole}s"
     if not minutes:
         return seconds
     hours, minutes = divmod(minutes, 60)
@@ -35,17 +36,20 @@ def limit_headers(states: Sequence[RuleState]) -> Headers:
 
     The tightest rule has the least left; of two with the same left, the one that takes longer to be whole.
     """
-    tightest: dict[str, RuleState] = {}
-    for state in states:
-        rule = state.rule
-        if rule.unit not in _NAMES or rule.limit == MAX_AMOUNT:
-            continue
-        other = tightest.get(rule.unit)
-        if other is None or (state.remaining, -state.reset_ms) < (other.remaining, -other.reset_ms):
-            tightest[rule.unit] = state
     out: Headers = []
     for unit, (limit, remaining, reset) in _NAMES.items():
-        if found := tightest.get(unit):
+        found = None
+        for state in states:
+            rule = state.rule
+            if rule.unit != unit or rule.limit == MAX_AMOUNT:
+                continue
+            if (
+                found is None
+                or state.remaining < found.remaining
+                or (state.remaining == found.remaining and state.reset_ms > found.reset_ms)
+            ):
+                found = state
+        if found is not None:
             out.append((limit, b"%d" % found.rule.limit))
             out.append((remaining, b"%d" % found.remaining))
             out.append((reset, duration(found.reset_ms).encode()))

@@ -204,7 +204,14 @@ class Link:
         if wire is None or not self._queue:
             return
         queue, self._queue = self._queue, []
-        wire.write(b"".join([pack(command.args(self.server_us(command.due))) for command in queue]))
+        due, until_us = 0.0, 0
+        packed = []
+        for command in queue:
+            if command.due != due:  # one turn's commands share it
+                due = command.due
+                until_us = self.server_us(due)
+            packed.append(pack(command.args(until_us)))
+        wire.write(b"".join(packed))
         self._unanswered.extend(queue)
 
     def _reply(self, reply: Any) -> None:

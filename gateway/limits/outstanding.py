@@ -25,7 +25,7 @@ class _Settle(Command):
     def __init__(
         self, owner: Outstanding, closing: Closing, done: asyncio.Future[bool] | None, *, again: bool, spooled: bool = False
     ) -> None:
-        super().__init__()
+        self.reloaded = False
         self._owner = owner
         self._closing = closing
         self._done = done

@@ -15,11 +15,10 @@ import msgspec
 
 from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, RuleState, Settlement
 from gateway.domain.usage_stream import pack_row
-from gateway.limits.commands import AdmitReply, Args, Closing, admit_args, pack_opening, parse_admit, renew_args, used_of
+from gateway.limits.commands import AdmitReply, Args, Closing, admit_args, ask, pack_opening, parse_admit, renew_args
 from gateway.limits.link import Command, Link, LinkDown
 from gateway.limits.outstanding import Outstanding
 from gateway.limits.peek import Peek
-from gateway.limits.reference import check_rules
 from gateway.limits.refusal import refusal, unavailable
 from gateway.limits.scripts import Script, Scripts, compose
 from gateway.limits.spool import Spool
@@ -32,7 +31,7 @@ _RENEW_AT_ONCE = 128
 _RETRY_MS = 1000
 
 
-class _Live(msgspec.Struct, frozen=True):
+class _Live(msgspec.Struct, frozen=True, gc=False):
     """A reservation that this worker holds. `epoch` 0: Redis does not know of it."""
 
     rules: tuple[Rule, ...]
@@ -44,11 +43,12 @@ class _Live(msgspec.Struct, frozen=True):
 class _Admit(Command):
     """One admission; its future gets the reply, or LinkDown."""
 
-    __slots__ = ("_again", "_blob", "_lease_ms", "_store", "future", "given_up", "id", "rules")
+    __slots__ = ("_again", "_asked", "_blob", "_lease_ms", "_store", "future", "given_up", "id", "rules")
 
     def __init__(self, store: RedisStore, id: str, rules: tuple[Rule, ...], lease_ms: int, blob: bytes) -> None:
-        super().__init__()
+        self.reloaded = False
         self._store = store
+        self._asked = ask(rules)
         self.id = id
         self.rules = rules
         self._lease_ms = lease_ms
@@ -58,7 +58,7 @@ class _Admit(Command):
         self.future: asyncio.Future[AdmitReply] = asyncio.get_running_loop().create_future()
 
     def args(self, server_us: int) -> Args:
-        return admit_args(self._store.scripts.admit, self.id, self.rules, self._lease_ms, server_us, self._blob)
+        return admit_args(self._store.scripts.admit, self.id, self._asked, self._lease_ms, server_us, self._blob)
 
     def answered(self, reply: Any) -> None:
         if not isinstance(reply, list):
@@ -188,7 +188,6 @@ class RedisStore:
 
     async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
         """See `LimitStore.admit`; answers within the timeout whatever Redis does."""
-        check_rules(rules)
         ours = tuple(rules)
         command = _Admit(self, id, ours, lease_ms, pack_opening(ours, opening))
         if not self.link.send(command):
@@ -263,7 +262,7 @@ class RedisStore:
 
     def forget(self, id: str, rules: tuple[Rule, ...], epoch: int, admitted_us: int) -> None:
         """Take back an admission that may have been charged."""
-        self._give(id, rules, [0] * len(rules), epoch, admitted_us, b"", None)
+        self._give(id, rules, (0,) * len(rules), epoch, admitted_us, b"", None)
 
     async def aclose(self, flush_s: float = 1.0) -> None:
         """See `LimitStore.aclose`: what Redis does not take within `flush_s` goes to the spool."""
@@ -301,12 +300,12 @@ class RedisStore:
         self,
         id: str,
         rules: tuple[Rule, ...],
-        actual: Sequence[int],
+        actual: tuple[int, ...],
         epoch: int,
         admitted_us: int,
         row: bytes,
         done: asyncio.Future[bool] | None,
     ) -> None:
         self._seq += 1
-        closing = Closing(id, epoch, admitted_us, used_of(rules, actual), row, self._worker, self._seq)
+        closing = Closing(id, epoch, admitted_us, rules, actual, row, self._worker, self._seq)
         self.settlements.give(closing, done)

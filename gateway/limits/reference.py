@@ -14,6 +14,7 @@ Pure: no clock, no I/O; instants are arguments, µs UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -105,13 +106,19 @@ def check_rules(rules: Sequence[Rule]) -> None:
     if len({rule.name for rule in rules}) != len(rules):
         raise ValueError("two rules of one request share a counter")
     for rule in rules:
-        if not (0 <= rule.cost <= MAX_AMOUNT and 0 <= rule.limit <= MAX_AMOUNT):
-            raise ValueError(f"rule {rule.name!r}: amounts must be between 0 and 2^53")
-        if rule.kind == "lease":
-            if rule.cost != 1:
-                raise ValueError(f"rule {rule.name!r}: a lease is one slot")
-        elif not 0 < rule.window_ms <= MAX_WINDOW_MS:
-            raise ValueError(f"rule {rule.name!r}: window out of range")
+        check_rule(rule)
+
+
+@lru_cache(maxsize=4096)
+def check_rule(rule: Rule) -> None:
+    """Refuse a rule that could not be counted exactly; see `check_rules`."""
+    if not (0 <= rule.cost <= MAX_AMOUNT and 0 <= rule.limit <= MAX_AMOUNT):
+        raise ValueError(f"rule {rule.name!r}: amounts must be between 0 and 2^53")
+    if rule.kind == "lease":
+        if rule.cost != 1:
+            raise ValueError(f"rule {rule.name!r}: a lease is one slot")
+    elif not 0 < rule.window_ms <= MAX_WINDOW_MS:
+        raise ValueError(f"rule {rule.name!r}: window out of range")
 
 
 class Counters:

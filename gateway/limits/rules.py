@@ -8,6 +8,7 @@ what was used already.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -173,9 +174,9 @@ def rules_for(limits: Iterable[LimitSpec], demand: Demand, now_us: int, *, on_ou
     """
     rules: dict[str, Rule] = {}
     for spec in limits:
-        checked(spec)
         cost = demand.of(spec.unit)
-        if not spec.shadow and cost > spec.limit and spec.unit not in ("requests", "slots"):
+        if cost > spec.limit and not spec.shadow and spec.unit not in ("requests", "slots"):
+            checked(spec)
             raise _never(spec, demand, cost)
         rule = _rule(spec, cost, now_us, on_outage)
         known = rules.get(rule.name)
@@ -184,33 +185,30 @@ def rules_for(limits: Iterable[LimitSpec], demand: Demand, now_us: int, *, on_ou
 
 
 def _rule(spec: LimitSpec, cost: int, now_us: int, on_outage: OnOutage) -> Rule:
-    scope = f"@{spec.model} {spec.scope}" if spec.model else spec.scope
-    kind: Kind = "rate"
-    window_ms, ends_us = spec.window_ms, 0
+    if spec.period is None:
+        return _plain(spec, cost, on_outage)
+    checked(spec)
+    period, ends_us = period_of(spec.period, spec.zone, now_us)
+    return _made(spec, "quota", f":{spec.unit}:{period}", -(-(ends_us - now_us) // 1000), cost, on_outage, ends_us)
+
+
+@lru_cache(maxsize=4096)
+def _plain(spec: LimitSpec, cost: int, on_outage: OnOutage) -> Rule:
+    """The rule of a rate or of slots: the same for each request of this cost."""
+    checked(spec)
     if spec.unit == "slots":
-        kind, name = "lease", f"{scope}:slots"
-    elif spec.period is None:
-        name = f"{scope}:{spec.unit}:{window_ms}"
-    else:
-        kind = "quota"
-        period, ends_us = period_of(spec.period, spec.zone, now_us)
-        name, window_ms = f"{scope}:{spec.unit}:{period}", -(-(ends_us - now_us) // 1000)
+        return _made(spec, "lease", ":slots", spec.window_ms, cost, on_outage, 0)
+    return _made(spec, "rate", f":{spec.unit}:{spec.window_ms}", spec.window_ms, cost, on_outage, 0)
+
+
+def _made(spec: LimitSpec, kind: Kind, name: str, window_ms: int, cost: int, on_outage: OnOutage, ends_us: int) -> Rule:
+    name = (f"@{spec.model} {spec.scope}" if spec.model else spec.scope) + name
     if spec.shadow:
         limit, shadow, outage = MAX_AMOUNT, spec.limit, "allow"
     else:
         limit, shadow, outage = spec.limit, None, spec.on_outage or on_outage
-    return Rule(
-        name,
-        kind,
-        spec.unit,
-        limit,
-        window_ms,
-        cost,
-        "allow" if outage == "allow" else "deny",
-        shadow=shadow,
-        ends_us=ends_us,
-        clamps=spec.on_insufficient == "clamp",
-    )
+    allows: OnOutage = "allow" if outage == "allow" else "deny"
+    return Rule(name, kind, spec.unit, limit, window_ms, cost, allows, shadow, ends_us, clamps=spec.on_insufficient == "clamp")
 
 
 def _tighter(one: Rule, other: Rule) -> Rule:

@@ -16,7 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
-from gateway.domain.settlement import LedgerRow
+from gateway.domain.settlement import LedgerRow, Rule
 from gateway.domain.usage_stream import pack_row
 from gateway.limits.commands import (
     LIVE,
@@ -24,12 +24,10 @@ from gateway.limits.commands import (
     Args,
     Closing,
     Opening,
-    Reserved,
     parse_record,
     parse_settle,
     reservation_key,
     settle_args,
-    used_of,
 )
 from gateway.limits.scripts import Scripts, compose
 
@@ -42,7 +40,7 @@ _scripts: Scripts = compose()
 
 
 def abandoned(
-    rules: tuple[Reserved, ...], opening: LedgerRow, admitted_us: int, output_tokens: int, cost_of: Callable[[LedgerRow], int]
+    rules: tuple[Rule, ...], opening: LedgerRow, admitted_us: int, output_tokens: int, cost_of: Callable[[LedgerRow], int]
 ) -> tuple[LedgerRow, tuple[int, ...]]:
     """The row and the amounts of a request whose worker vanished after `output_tokens`. Pure.
 
@@ -64,7 +62,7 @@ def abandoned(
         "nusd": row.cost_nusd,
         "slots": 0,
     }
-    return row, tuple([min(rule.amount, amounts[rule.unit]) for rule in rules])
+    return row, tuple([min(rule.cost, amounts[rule.unit]) for rule in rules])
 
 
 async def sweep(client: Redis, *, name: str, cost_of: Callable[[LedgerRow], int]) -> int:
@@ -117,7 +115,7 @@ async def _settle(ask: Any, id: str, name: str, now_us: int, cost_of: Callable[[
         return False
     row, amounts = abandoned(opening.rules, opening.row, admitted_us, output_tokens, cost_of)
     row = msgspec.structs.replace(row, settled_us=now_us, duration_us=max(0, now_us - admitted_us))
-    closing = Closing(id, 0, admitted_us, used_of(opening.rules, amounts), pack_row(row), name, 0)
+    closing = Closing(id, 0, admitted_us, opening.rules, amounts, pack_row(row), name, 0)
     args: Args = settle_args(_scripts.sweep, closing, again=True)
     try:
         reply = await ask.execute_command(*args)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.settlement import Progress, Rule
 from gateway.domain.usage_stream import PREFIX, STREAM
-from gateway.limits.commands import Closing, admit_args, parse_admit, parse_settle, renew_args, settle_args, used_of
+from gateway.limits.commands import Closing, admit_args, ask, parse_admit, parse_settle, renew_args, settle_args
 from gateway.limits.reference import Admitted, Counters
 from gateway.limits.rules import MAX_AMOUNT
 from gateway.limits.scripts import ORACLE_CLOCK, compose
@@ -43,7 +43,7 @@ class Pair:
         self.now = T0
 
     def admit(self, id, rules, lease_ms):
-        reply = self.client.execute_command(*admit_args(SCRIPTS.admit, id, rules, lease_ms, FAR, b";blob;"), self.now)
+        reply = self.client.execute_command(*admit_args(SCRIPTS.admit, id, ask(rules), lease_ms, FAR, b";blob;"), self.now)
         got = parse_admit(reply, rules)
         want = self.reference.admit(id, rules, lease_ms, self.now)
         assert got.states == want.states
@@ -55,7 +55,7 @@ class Pair:
             assert (got.code, got.index, got.retry_after_ms) == (0, want.index, want.retry_after_ms)
 
     def settle(self, id, rules, used, script=SCRIPTS.settle):
-        closing = Closing(id, self.epoch, self.now, used_of(rules, used), b"row", "w", 1)
+        closing = Closing(id, self.epoch, self.now, tuple(rules), tuple(used), b"row", "w", 1)
         got = parse_settle(self.client.execute_command(*settle_args(script, closing, again=True), self.now))
         due = script is SCRIPTS.settle or id in self.reference.expired(self.now)
         want = self.reference.settle(id, used, self.now) if due else None
@@ -71,7 +71,7 @@ class Pair:
 
     def record(self, id, rule, amount, age_us):
         """A settlement of what Redis lost (another epoch) is counted at its admission."""
-        closing = Closing(id, 0, self.now - age_us, used_of([rule], [amount]), b"row", "w", 1)
+        closing = Closing(id, 0, self.now - age_us, (rule,), (amount,), b"row", "w", 1)
         parse_settle(self.client.execute_command(*settle_args(SCRIPTS.settle, closing, again=False), self.now))
         self.reference.record(rule.name, rule.kind, rule.window_ms, amount, self.now - age_us, self.now)
 

@@ -1,11 +1,14 @@
 import pytest
 
-from gateway.limits.commands import Closing, Used
+from gateway.domain.settlement import Rule
+from gateway.limits.commands import Closing
 from gateway.limits.spool import Spool, adopt
+
+RULES = (Rule("k:tokens:60000", "rate", "tokens", 9, 60_000, 1),)
 
 
 def closing(n, size=10):
-    return Closing(f"id-{n}", 5, 6, (Used("k:tokens:60000", "rate", 60_000, n),), b"r" * size, "w0", n)
+    return Closing(f"id-{n}", 5, 6, RULES, (n,), b"r" * size, "w0", n)
 
 
 def test_what_is_appended_is_read_by_a_later_process_in_order(tmp_path):
