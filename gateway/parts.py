@@ -63,7 +63,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.sink import Sink, timestamp
 
 RENEW_S = 5.0
-KEEP_ALIVE_S = 1.0
+KEEP_ALIVE_S = 0.5
 PROBE_S = 1.0
 
 
@@ -280,7 +280,7 @@ class Parts:
             failed_engines=self.board.failed,
             metrics=self._all_metrics,
             metrics_token=token.get_secret_value() if token else "",
-            routers=admin_routers(admin, self._reports),
+            routers=admin_routers(admin, self._reports, self.board),
         )
 
     def _spool(self) -> Spool:
@@ -345,7 +345,7 @@ class Parts:
                 await self.limits.renew(live)
 
     async def _tend(self) -> None:
-        """Once a second: comments into silent streams, and the end of places that a reload retired."""
+        """Twice a second: comments into silent streams, and the end of places that a reload retired."""
         while True:
             await asyncio.sleep(KEEP_ALIVE_S)
             self.open_requests.keep_alive(monotonic_us(), lambda one: bool(one.engine) and self.board.loading(one.engine))

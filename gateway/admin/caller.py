@@ -82,6 +82,15 @@ class Caller:
         if self.role not in roles:
             raise NotAllowed(f"This needs a key with the role {' or '.join(roles)}.")
 
+    def need_everything(self) -> None:
+        """Refuse who sees one team only.
+
+        Raises:
+            NotAllowed: this one does.
+        """
+        if self.team is not None:
+            raise NotAllowed("This key sees its own team only.")
+
 
 def caller_of(principal: Principal) -> Caller:
     """The principal with its strongest role.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.admin import audit, keys, me, organisations, prices, rules, teams, usage, users
+from gateway.admin import audit, keys, me, models, organisations, prices, rules, teams, usage, users
 from gateway.admin.caller import AdminParts
 
 
-def admin_routers(parts: AdminParts, ledger: AsyncEngine) -> list[APIRouter]:
+def admin_routers(parts: AdminParts, ledger: AsyncEngine, engines: models.Engines) -> list[APIRouter]:
     """All routers. The caller closes the engine, which reads the ledger."""
     return [
         organisations.router(parts),
@@ -18,6 +18,7 @@ def admin_routers(parts: AdminParts, ledger: AsyncEngine) -> list[APIRouter]:
         keys.router(parts),
         prices.router(parts),
         rules.router(parts),
+        models.router(parts, engines),
         usage.router(parts, ledger),
         audit.router(parts),
         me.router(parts, ledger),

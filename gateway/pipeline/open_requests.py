@@ -14,8 +14,9 @@ from gateway.pipeline.tally import Tally
 
 #: Silence after which a stream gets a comment line.
 KEEPALIVE_US = 15_000_000
-#: The same for one whose model is being loaded.
+#: The same for one whose model is being loaded; and from its beginning to the first of them.
 LOADING_US = 1_000_000
+LOADING_FIRST_US = 500_000
 
 
 class Entry:
@@ -88,7 +89,7 @@ class OpenRequests:
         return live
 
     def keep_alive(self, now_us: int, loading: Callable[[Deployment], bool] = lambda _: False) -> None:
-        """Write a comment to each stream that was silent too long. Called about once a second.
+        """Write a comment to each stream that was silent too long. Called twice a second.
 
         `loading`: whether requests wait for that deployment's model to be loaded: their streams begin with comments.
         """
@@ -98,7 +99,7 @@ class OpenRequests:
                 continue
             often_us = KEEPALIVE_US
             if not tally.first_event_us and any(map(loading, _sought(tally))):
-                early_us = often_us = LOADING_US
+                early_us, often_us = LOADING_FIRST_US, LOADING_US
             elif tally.attempts and tally.attempts[-1].deployment.early_keepalive_s is not None:
                 early_us = round(tally.attempts[-1].deployment.early_keepalive_s * 1_000_000)
             elif not entry.exchange.started:

@@ -137,10 +137,10 @@ async def test_an_engine_host_loses_only_its_own_requests(gateway: GatewayProces
     answered: Counter[tuple[int, str]] = Counter()
     for client in waiting:
         status, _, body = await client.answer()
-        answered[status, json.loads(body)["error"]["code"]] += 1
+        answered[status, json.loads(body)["error"]["code"] if status != 200 else ""] += 1
         client.leave()
-    # one was in the engine's queue, one at the gate: that one is sent to a host that is not up
-    assert answered == {(502, "engine_crashed"): 1, (503, "model_loading"): 1}
+    # one was in the engine's queue, one at the gate: that one finds the host down, or waits for the next one's loading
+    assert answered in ({(502, "engine_crashed"): 1, (503, "model_loading"): 1}, {(502, "engine_crashed"): 1, (200, ""): 1})
     fallen = await whole(gateway, "safe")
     assert fallen.status_code == 200 and fallen.json()["choices"][0]["message"]["content"] in ("w0 w1 w2 ", "Hello, world")
     for client in others:

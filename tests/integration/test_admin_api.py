@@ -26,6 +26,7 @@ from gateway.edge.web import WebParts, web_app
 from gateway.ledger.migrations import migrate
 from gateway.ledger.rows import connect, store_rows
 from gateway.limits.reference import Counters
+from gateway.runtime.board import Board
 from tests.rows import row
 
 PEPPER = b"p" * 32
@@ -78,7 +79,7 @@ class Office:
         )  # fmt: skip
         web = WebParts(
             auth=self.auth, now_us=lambda: NOW, snapshot=lambda: snapshot, not_ready=dict,
-            routers=admin_routers(parts, self.ledger),
+            routers=admin_routers(parts, self.ledger, Board(lambda kind, payload: None)),
         )  # fmt: skip
         self.app = web_app(web)
         self.http = httpx.AsyncClient(
@@ -177,6 +178,9 @@ MATRIX: list[tuple[str, str, Any, tuple[int, ...]]] = [
       ("suspend", "resume", "rotate", "revoke")),
     *((("POST", A + "/keys/{of-blue}/" + verb, {} if verb == "rotate" else None, OTHERS_TEAM)) for verb in
       ("suspend", "resume", "rotate", "revoke")),
+    ("GET", A + "/models", None, (401, 403, 200, 403, 403, 200)),
+    ("POST", A + "/models/nothing/load", None, (401, 403, 403, 403, 403, 404)),
+    ("POST", A + "/models/nothing/unload", None, (401, 403, 403, 403, 403, 404)),
     ("GET", A + "/prices", None, READ),
     ("POST", A + "/prices", {"model": "other", "input": 1, "output": 2}, ADMIN),
     ("POST", A + "/prices", {"model": "chat", "deployment": "near", "input": 1, "output": 2}, (401, 403, 403, 403, 403, 409)),

@@ -75,3 +75,17 @@ async def test_an_interruption_is_told_from_a_client_that_left():
         second.cancel()
     assert [type(one) for one in seen] == [Draining, type(None)]
     assert not first.cancelled()
+
+
+async def test_a_stream_whose_model_is_being_loaded_begins_with_comments():
+    open_requests, x = OpenRequests(), FakeExchange(b"")
+    tally = streaming()
+    with open_requests.entered(tally, x):
+        open_requests.keep_alive(400_000, lambda _: True)
+        assert x.comments == 0, "it may be loaded in a moment"
+        for tenth in range(5, 36, 5):
+            open_requests.keep_alive(tenth * 100_000, lambda _: True)
+        assert x.comments == 4
+        tally.first_event_us = tally.last_event_us = 3_600_000
+        open_requests.keep_alive(6_000_000, lambda _: True)
+        assert x.comments == 4, "once it answers, silence is measured as ever"
