@@ -152,6 +152,7 @@ class Parts:
         """What runs beside the requests until the worker ends."""
         metrics_address = self.boot.configuration.static.telemetry.metrics.address
         work: list[Callable[[], Coroutine[Any, Any, object]]] = [self.auth.watch, self._renew, self._tend, self._await_engines]
+        work.append(self.settler.run)
         work.append(lambda: figures.tick(self.metrics))
         if self._index == 0:
             work.append(self._looking().run)
@@ -170,6 +171,7 @@ class Parts:
 
     async def aclose(self) -> None:
         """Flush and close everything; no request is open any more."""
+        self.settler.flush()
         await self.limits.aclose()
         if self._ledger is not None:
             self._ledger.close()

@@ -54,7 +54,8 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     route, principal = tally.route, tally.principal
     assert route is not None and principal is not None
     limits = applying(principal.limits + route.limits if route.limits else principal.limits, route.name)
-    counter = view.counters.get(key_of(route)) if route.tokenizer and counts_tokens(limits) else None
+    tally.counter = view.counters.get(key_of(route)) if route.tokenizer else None
+    counter = tally.counter if counts_tokens(limits) else None
     tally.input_counted = counter is not None
     tally.input_estimate = input_bound(call) if counter is None else await counter.bound(call)
     call = msgspec.structs.replace(call, job=with_defaults(call.job, route.defaults))

@@ -1,4 +1,4 @@
-"""Prompts counted with the model's own tokenizer: an upper bound that a chat template makes exact.
+"""Prompts counted with the model's own tokenizer: an upper bound that a chat template makes exact; and answers.
 
 With the model's template the rendered conversation is counted. Without one its texts are, and what templates add is
 bounded by constants. Text of the client that spells a special token is counted as one token for each of its bytes
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from backends.core.errors import BadRequest
 from backends.core.request import GenerationRequest, ImageInput, Job, Message, Prompt
+from backends.core.usage import Usage
 from backends.templates.jinja import ChatTemplate
 from gateway.domain.route import Route
 from gateway.protocols.contract import Call
@@ -37,7 +38,7 @@ class Tokenizes(Protocol):
 
 
 class Counter:
-    """Counts the prompts of one model.
+    """Counts the prompts and answers of one model.
 
     Args:
         tokenizer: the model's.
@@ -55,6 +56,25 @@ class Counter:
         if call.text_bytes <= INLINE_BYTES:
             return self.count(call.job)
         return await asyncio.to_thread(self.count, call.job)
+
+    def usage(self, call: Call, kept: Iterable[tuple[int, str]], prompt: int = 0) -> Usage:
+        """Usage that no backend reported, in this thread: what was generated as this tokenizer cuts it, at most the cap.
+
+        Args:
+            call: as it was sent.
+            kept: the pieces of text of the answer, by choice.
+            prompt: its tokens, where they were counted at the admission; 0 = they were not.
+        """
+        job = call.job
+        if not isinstance(job, GenerationRequest):
+            return Usage(prompt or self.count(job), 0, source="counted")
+        texts: dict[int, list[str]] = {}
+        for choice, text in kept:
+            texts.setdefault(choice, []).append(text)
+        cut = sum(len(self._tokenizer.encode("".join(pieces), add_special_tokens=False)) for pieces in texts.values())
+        if job.sampling.max_tokens is not None:
+            cut = min(cut, job.sampling.max_tokens * job.choices)
+        return Usage(prompt or self.count(job), cut, source="counted")
 
     def count(self, job: Job) -> int:
         """The same, in this thread."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
 from backends.core.usage import Usage
 from gateway.domain.money import cost_nusd, price_at
 from gateway.domain.route import Route
 from gateway.domain.settlement import LedgerRow, Rule, Settlement
+from gateway.pipeline.counting import INLINE_BYTES
 from gateway.pipeline.estimate import generated
-from gateway.pipeline.tally import Tally
+from gateway.pipeline.tally import KEPT_BYTES, Tally
 from gateway.protocols.contract import Call
 
 #: The usage of a request that made nothing.
@@ -49,12 +52,29 @@ def opening_row(tally: Tally, call: Call, route: Route) -> LedgerRow:
 
 
 def usage_of(tally: Tally) -> Usage:
-    """What to bill: the reported usage, else what was really generated, else nothing at all."""
+    """What to bill: the reported usage, else what was really generated (counted where there is a tokenizer), else nothing."""
     if tally.usage is not None:
         return tally.usage
     if tally.call is None or not tally.deltas:
         return NOTHING
-    return generated(tally.call, tally.deltas, tally.delta_bytes, tally.input_estimate if tally.input_counted else 0)
+    return unreported(tally, tally.call)
+
+
+def unreported(tally: Tally, call: Call) -> Usage:
+    """What an answer came to that no backend reported usage of."""
+    prompt = tally.input_estimate if tally.input_counted else 0
+    if tally.counter is not None and tally.delta_bytes <= KEPT_BYTES:
+        with suppress(UnicodeError, TypeError):  # the tokenizer takes no half of a surrogate pair
+            return tally.counter.usage(call, tally.kept, prompt)
+    return generated(call, tally.deltas, tally.delta_bytes, prompt)
+
+
+def takes_long(tally: Tally) -> bool:
+    """Whether `usage_of` has so much to count that it belongs into a thread."""
+    if tally.usage is not None or tally.call is None or not tally.deltas or tally.counter is None:
+        return False
+    prompt = 0 if tally.input_counted else tally.call.text_bytes
+    return tally.reservation is not None and tally.delta_bytes + prompt > INLINE_BYTES
 
 
 def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:

@@ -22,9 +22,9 @@ from gateway.limits.signals import NEAR_HEADER, near, near_header, shadowed
 from gateway.pipeline.admission import admit
 from gateway.pipeline.attempts import Attempts
 from gateway.pipeline.clock import monotonic_us, wall_us
-from gateway.pipeline.estimate import generated
 from gateway.pipeline.exchange import BodyTooLarge, Exchange
 from gateway.pipeline.house import House
+from gateway.pipeline.rows import takes_long, unreported
 from gateway.pipeline.tally import Tally
 from gateway.protocols.contract import ClientProtocol, Identity
 
@@ -97,7 +97,7 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
         if isinstance(call.job, GenerationRequest) and tally.finished_choices < call.job.choices:
             raise UpstreamTruncated("The model's answer ended early.")
         if tally.usage is None:
-            tally.usage = generated(call, tally.deltas, tally.delta_bytes, tally.input_estimate if tally.input_counted else 0)
+            tally.usage = await asyncio.to_thread(unreported, tally, call) if takes_long(tally) else unreported(tally, call)
             encoder.feed((tally.usage,))
         last = encoder.close()
         await house.settler.settled(tally)  # the slot is back before the client knows

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
-from gateway.pipeline.rows import settlement, usage_of
+from gateway.pipeline.rows import settlement, takes_long, usage_of
 from gateway.pipeline.tally import Tally
 
 
@@ -18,6 +19,9 @@ class Settler:
         self._store = store
         self._observe = observe
         self._wait_s = last_write_wait_s
+        self._late: deque[Tally] = deque()
+        self._wake = asyncio.Event()
+        self._running = False
 
     async def settled(self, tally: Tally) -> None:
         """Hand over before the last bytes are written and wait for the store, but no longer than 5 ms."""
@@ -39,7 +43,35 @@ class Settler:
             timer.cancel()
 
     def submit(self, tally: Tally) -> None:
-        """The request is over. Settles what was not settled yet, and lets metrics and log see it. Never awaits."""
+        """The request is over. Settles what was not settled yet, and lets metrics and log see it. Never awaits.
+
+        An answer that was cut and takes long to count is settled by `run`, a moment later.
+        """
+        if self._running and not tally.settled and takes_long(tally):
+            self._late.append(tally)
+            self._wake.set()
+            return
+        self._end(tally)
+
+    async def run(self) -> None:
+        """Settle what takes long to count, one after the other, counted in a thread; for ever. Then `flush`."""
+        self._running = True
+        while True:
+            while self._late:
+                tally = self._late[0]
+                tally.usage = await asyncio.to_thread(usage_of, tally)
+                self._late.popleft()
+                self._end(tally)
+            self._wake.clear()
+            await self._wake.wait()
+
+    def flush(self) -> None:
+        """Settle what `run` was not given the time for; it runs no more."""
+        self._running = False
+        while self._late:
+            self._end(self._late.popleft())
+
+    def _end(self, tally: Tally) -> None:
         self._hand_over(tally)
         self._observe(tally)
 

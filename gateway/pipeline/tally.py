@@ -10,10 +10,15 @@ from backends.core.usage import Usage
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
 from gateway.domain.settlement import Outcome, Reservation
+from gateway.pipeline.counting import Counter
 from gateway.protocols.contract import Call
 
 #: Upper bounds of the inter-token-latency buckets, µs; one more bucket holds what is above the last.
 ITL_BOUNDS_US = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_280_000, 2_560_000)
+
+
+#: So much of an answer's text is kept for counting, where its model has a tokenizer; a longer one is estimated.
+KEPT_BYTES = 1 << 20
 
 
 class AttemptRecord:
@@ -35,7 +40,8 @@ class AttemptRecord:
 class Tally:
     """What one request came to. Written by the pipeline, read by settler, metrics, log and spans.
 
-    Instants without `_wall` are monotonic µs, so differences are durations.
+    Instants without `_wall` are monotonic µs, so differences are durations. `counter` is the model's tokenizer, and `kept`
+    the answer's text by choice for it, in case that no backend reports usage.
     """
 
     __slots__ = (
@@ -45,6 +51,7 @@ class Tally:
         "began_wall_us",
         "call",
         "client_request_id",
+        "counter",
         "delta_bytes",
         "deltas",
         "ended_us",
@@ -57,6 +64,7 @@ class Tally:
         "input_estimate",
         "itl_buckets",
         "itl_sum_us",
+        "kept",
         "last_event_us",
         "limiter_us",
         "outcome",
@@ -83,6 +91,8 @@ class Tally:
         self.attempts: list[AttemptRecord] = []
         self.input_estimate = 0
         self.input_counted = False
+        self.counter: Counter | None = None
+        self.kept: list[tuple[int, str]] = []
         self.imposed_cap = 0
         self.admitting = False
         self.limiter_us = 0
@@ -116,9 +126,13 @@ class Tally:
                 fresh += 1
                 text: str = event.text  # type: ignore[union-attr]
                 self.delta_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+                if self.counter is not None and self.delta_bytes <= KEPT_BYTES:
+                    self.kept.append((event.choice, text))  # type: ignore[union-attr]
             elif kind is ToolCallDelta:
                 fresh += 1
                 self.delta_bytes += len(event.arguments)  # type: ignore[union-attr]
+                if self.counter is not None and self.delta_bytes <= KEPT_BYTES:
+                    self.kept.append((event.choice, event.name + event.arguments))  # type: ignore[union-attr]
             elif kind is Item:
                 fresh += 1
             elif kind is Finish:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Message, Prompt, Text, Tool
+from backends.core.usage import Usage
 from backends.templates.families import family
 from backends.templates.jinja import ChatTemplate
 from gateway.domain.route import Route
@@ -111,3 +112,14 @@ def test_without_a_tokenizer_images_are_part_of_the_estimate():
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     with_picture = call(messages=[{"role": "user", "content": [{"type": "text", "text": TEXT}, picture]}])
     assert input_bound(with_picture) == input_bound(call()) + counting.PER_IMAGE
+
+
+def test_an_answer_is_cut_as_the_tokenizer_cuts_it_choice_by_choice(file, truth):
+    counter = Counter(load_tokenizer(file), None)
+    pieces = [TEXT[at : at + 3] for at in range(0, len(TEXT), 3)]
+    kept = [(n % 2, piece) for piece in pieces for n in (0, 1)]
+    asked = call(n=2, max_tokens=1000)
+    found = counter.usage(asked, kept, 11)
+    assert (found.input_tokens, found.output_tokens, found.source) == (11, 2 * truth(TEXT), "counted")
+    assert counter.usage(call(n=2, max_tokens=3), kept, 11).output_tokens == 6, "never more than the cap"
+    assert counter.usage(asked, [], 0) == Usage(counter.count(asked.job), 0, source="counted")

@@ -379,6 +379,10 @@ class Seven:
         self.asked += 1
         return 7
 
+    def usage(self, call, kept, prompt=0):
+        assert isinstance(prompt, int)
+        return Usage(prompt or 9, sum(len(text) for _, text in kept), source="counted")
+
 
 async def test_a_model_with_a_tokenizer_has_its_prompts_counted_where_a_limit_asks():
     counter = Seven()
@@ -389,11 +393,46 @@ async def test_a_model_with_a_tokenizer_has_its_prompts_counted_where_a_limit_as
     assert (counter.asked, rule.cost) == (1, 500)  # all that the limit leaves beside the seven
     assert sent_cap(tpm) == 493
     row = tpm.store.settled[0].row  # the backend told no usage
-    assert (row.input_tokens, row.output_tokens, row.usage_source) == (7, 2, "estimated")
+    assert (row.input_tokens, row.output_tokens, row.usage_source) == (7, 5, "counted")
     free = FakeHouse([[place(*HELLO)]], tokenizer="t.json")
     free.count_with(counter)
     await run(free)
     assert counter.asked == 1
+
+
+async def test_a_cut_answer_is_counted_with_the_models_tokenizer_and_a_long_one_in_its_own_time():
+    for text in ("short", "long " * 2000):
+        house = FakeHouse([[place([TextDelta(text)], UpstreamTruncated("gone"))]], tokenizer="t.json")
+        house.count_with(Seven())
+        settler = house.house.settler
+        running = asyncio.get_running_loop().create_task(settler.run())
+        await asyncio.sleep(0)
+        x = FakeExchange(body(stream=True))
+        await serve(x, FakeProtocol(), house.house)
+        assert len(house.store.settled) == len(house.seen) == (1 if text == "short" else 0)
+        async with asyncio.timeout(20):
+            while not house.seen:
+                await asyncio.sleep(0.001)
+        row = house.store.settled[0].row
+        assert (row.outcome, row.input_tokens, row.output_tokens, row.usage_source) == (
+            "upstream_error",
+            9,
+            len(text),
+            "counted",
+        )
+        running.cancel()
+
+
+async def test_what_waits_to_be_counted_at_the_end_is_settled_by_flush():
+    house = FakeHouse([[place([TextDelta("long " * 2000)], UpstreamTruncated("gone"))]], tokenizer="t.json")
+    house.count_with(Seven())
+    running = asyncio.get_running_loop().create_task(house.house.settler.run())
+    await asyncio.sleep(0)
+    running.cancel()  # the worker ends
+    await serve(FakeExchange(body(stream=True)), FakeProtocol(), house.house)
+    assert house.store.settled == []
+    house.house.settler.flush()
+    assert house.store.settled[0].row.usage_source == "counted" and len(house.seen) == 1
 
 
 async def test_near_limits_and_a_degraded_store_are_told():
