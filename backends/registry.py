@@ -29,17 +29,18 @@ from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
 from backends.dialects.tei import Tei
 from backends.dialects.tgi import Tgi
 from backends.dialects.triton import Triton, TritonOptions
+from backends.engines.vllm import sampling as vllm_sampling
 from backends.parsing.think import THINK_TAGS, Tags
 from backends.parsing.toolcalls.families import TOOL_SYNTAXES
 from backends.parsing.toolcalls.machine import Syntax
 from backends.remote.listing import Listing
 from backends.remote.rendering import PromptServer
 
-_NO_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _NO_SUFFIX = frozenset({"suffix", "reasoning_effort"})
 #: What servers of text alone lack: tools, forms of output, several choices, embeddings, images, token ids.
 _TEXT_ONLY = (
-    _NO_TOOLS
+    _TOOLS
     | _NO_SUFFIX
     | {"n", "logprobs", "embeddings", "dimensions", "token_input", "image_url"}
     | {"response_format.json_object", "response_format.json_schema"}
@@ -127,7 +128,7 @@ _QUIRKS = (
     Quirks(
         "fastchat",
         adds=frozenset({"top_k"}),
-        lacks=_NO_SUFFIX | _NO_TOOLS | {"logit_bias", "response_format.json_object", "response_format.json_schema", "seed"},
+        lacks=_NO_SUFFIX | _TOOLS | {"logit_bias", "response_format.json_object", "response_format.json_schema", "seed"},
         stream_usage=False,
     ),
     # Triton's own OpenAI frontend: completions always say `stop`.
@@ -244,8 +245,11 @@ _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
             {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "logprobs"}
         )
         | {"ignore_eos", "min_tokens"},
+        "vllm": vllm_sampling.CAPABILITIES | {"chat", "needs_output_cap"},
     }
 )
+#: The option that has an engine read tool calls by itself, by kind.
+_TOOL_PARSERS: Mapping[str, str] = MappingProxyType({"vllm": "tool_call_parser"})
 #: Engines that hide control tokens unless they are told which are to be shown.
 _SHOWS = frozenset({"llamacpp"})
 _EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
@@ -253,6 +257,7 @@ _EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
 ENGINES: Mapping[str, str] = MappingProxyType(
     {
         "llamacpp": "backends.engines.llamacpp.engine:load",
+        "vllm": "backends.engines.vllm.engine:load",
         "scripted": "backends.engines.scripted:ScriptedEngine",
     }
 )
@@ -343,7 +348,9 @@ def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilitie
     """
     if kind not in _GENERATES:
         raise ValueError(f"unknown engine kind {kind!r}; known: {', '.join(sorted(_GENERATES))}")
-    return _EMBEDS if options.get("embedding") else _GENERATES[kind]
+    if options.get("embedding"):
+        return _EMBEDS
+    return _GENERATES[kind] | (_TOOLS if options.get(_TOOL_PARSERS.get(kind, "")) else frozenset())
 
 
 def tool_syntax(family: str) -> Syntax | None:

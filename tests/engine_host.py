@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from backends import registry
 from backends.core.errors import UpstreamOverloaded
 from backends.core.events import Event, EventGrammar
 from backends.core.request import Job
@@ -21,10 +22,7 @@ from backends.engines.client import EngineClient
 from backends.engines.launch import EngineLaunch, command
 
 ROOT = Path(__file__).parent.parent
-ENGINES = {
-    "scripted": "backends.engines.scripted:ScriptedEngine",
-    "llamacpp": "backends.engines.llamacpp.engine:load",
-}
+ENGINES = registry.ENGINES
 TOKEN = "a-token-of-this-boot"
 
 
@@ -94,8 +92,8 @@ class HostProcess:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-async def up(client: EngineClient, within_s: float = 40.0) -> None:
-    """Wait until the engine is ready."""
+async def up(client: EngineClient, within_s: float = 40.0, host: HostProcess | None = None) -> None:
+    """Wait until the engine is ready; a host that ends meanwhile is told at once, with what it wrote."""
     async with asyncio.timeout(within_s):
         while True:
             try:
@@ -103,6 +101,8 @@ async def up(client: EngineClient, within_s: float = 40.0) -> None:
                 return
             except UpstreamOverloaded:
                 await asyncio.sleep(0.02)
+            if host is not None and host.process.poll() is not None:
+                raise AssertionError(f"the host ended: {host.stderr.read_text()[-2000:]}")
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import heavy
 from tests.models import chat_gguf
 
 #: Flags a test may need, and what an engine without it is like.
@@ -58,8 +59,24 @@ def _llamacpp() -> dict[str, Any]:
     return {"model": chat_gguf(), "options": {"batch": 32}}
 
 
+#: JSON without the blanks that a tiny model would never end.
+TERSE = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+
+
+def _vllm() -> dict[str, Any]:
+    python = heavy.python("vllm")
+    model = heavy.tiny_model(python)
+    return {
+        "python": str(python),
+        "model": str(model),
+        "environment": heavy.VLLM_ON_CPU,
+        "options": {"arguments": {"enforce_eager": True, "dtype": "float32", "enable_prefix_caching": True, **TERSE}},
+    }
+
+
 CASES = (
     EngineCase("scripted", _scripted, frozenset(FLAGS) - {"schema", "grammar", "cached"}),
     EngineCase("llamacpp", _llamacpp, frozenset(FLAGS), (pytest.mark.llamacpp,)),
+    EngineCase("vllm", _vllm, frozenset(FLAGS) - {"step_log"}, (pytest.mark.heavy, pytest.mark.timeout(400)), up_s=240),
 )
 PARAMS = [pytest.param(case, id=case.kind, marks=case.marks) for case in CASES]

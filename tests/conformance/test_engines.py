@@ -41,7 +41,7 @@ def host(case: EngineCase) -> Iterator[HostProcess]:
 @pytest.fixture
 async def engine(host: HostProcess, case: EngineCase) -> AsyncIterator[EngineClient]:
     client = EngineClient(host.socket, TOKEN, "e1")
-    await up(client, case.up_s)
+    await up(client, case.up_s, host)
     yield client
     await client.aclose()
 
@@ -49,6 +49,7 @@ async def engine(host: HostProcess, case: EngineCase) -> AsyncIterator[EngineCli
 def chat(content: str = PROMPT, n: int = 1, top_logprobs: int | None = None, **sampling: Any) -> GenerationRequest:
     sampling.setdefault("max_tokens", 12)
     sampling.setdefault("temperature", 0.0)
+    sampling.setdefault("ignore_eos", True)  # a tiny model has said all it knows after a few tokens
     return GenerationRequest(
         "m", (Message("user", (Text(content),)),), n=n, sampling=Sampling(**sampling), top_logprobs=top_logprobs
     )
@@ -135,7 +136,7 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers(engine: En
 
 async def test_the_context_filling_up_ends_with_length(engine: EngineClient, case: EngineCase) -> None:
     case.need("ignore_eos", "exact_context")
-    got = await events(engine, chat("word " * 440, max_tokens=400, ignore_eos=True))
+    got = await events(engine, chat("word " * 440, max_tokens=400))
     usage = got[-1]
     assert isinstance(usage, Usage)
     assert Finish("length") in got
@@ -156,7 +157,7 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_back(
     begun = len(host.lines("submit"))
     async with AsyncExitStack() as stack:
         for _ in range(4):  # two run, two wait
-            await stack.enter_async_context(engine.open(chat(max_tokens=400, ignore_eos=True)))
+            await stack.enter_async_context(engine.open(chat(max_tokens=400)))
         await host.until("submit", begun + 4)
         with pytest.raises(Overloaded) as caught:
             await events(engine, chat())
@@ -170,16 +171,16 @@ async def test_a_full_queue_is_refused_with_a_time_to_come_back(
 async def test_leaving_frees_the_slot_within_half_a_second(
     engine: EngineClient, host: HostProcess, case: EngineCase, phase: str
 ) -> None:
-    case.need("step_log", "ignore_eos")
+    case.need("ignore_eos", *(("step_log",) if phase == "prefill" else ()))
     cancels = len(host.lines("cancel"))
     known = {line["id"] for line in host.lines("submit")}
     async with AsyncExitStack() as stack:
         before = 2 if phase == "queued" else 0
         for _ in range(before):
-            await stack.enter_async_context(engine.open(chat(max_tokens=400, ignore_eos=True)))
+            await stack.enter_async_context(engine.open(chat(max_tokens=400)))
         victim = AsyncExitStack()
         content = "word " * 400 if phase == "prefill" else PROMPT
-        stream = await victim.enter_async_context(engine.open(chat(content, max_tokens=400, ignore_eos=True)))
+        stream = await victim.enter_async_context(engine.open(chat(content, max_tokens=400)))
         await host.until("submit", len(known) + before + 1)
         id = [line["id"] for line in host.lines("submit")][-1]
         if phase == "prefill":
@@ -206,7 +207,7 @@ async def test_leaving_frees_the_slot_within_half_a_second(
 async def test_a_lost_connection_cancels_its_jobs(engine: EngineClient, host: HostProcess, case: EngineCase) -> None:
     case.need("ignore_eos")
     other = EngineClient(host.socket, TOKEN, "e1")
-    async with other.open(chat(max_tokens=400, ignore_eos=True)) as stream:
+    async with other.open(chat(max_tokens=400)) as stream:
         await anext(stream)
         id = host.lines("submit")[-1]["id"]
         left = time.monotonic()
@@ -222,12 +223,12 @@ async def test_an_answer_keeps_to_a_schema(engine: EngineClient, case: EngineCas
     case.need("schema")
     schema = {
         "type": "object",
-        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer"}},
+        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
         "required": ["colour", "count"],
         "additionalProperties": False,
     }
     output = Output("json_schema", schema=msgspec.Raw(msgspec.json.encode(schema)))
-    job = msgspec.structs.replace(chat(max_tokens=60), output=output)
+    job = msgspec.structs.replace(chat(max_tokens=60, ignore_eos=None), output=output)
     found = msgspec.json.decode(text(await events(engine, job)))
     assert found["colour"] in ("red", "green")
     assert type(found["count"]) is int
@@ -237,13 +238,13 @@ async def test_an_answer_keeps_to_a_schema(engine: EngineClient, case: EngineCas
 async def test_an_answer_keeps_to_a_grammar(engine: EngineClient, case: EngineCase) -> None:
     case.need("grammar")
     output = Output("grammar", grammar='root ::= "yes" | "no"')
-    got = await events(engine, msgspec.structs.replace(chat(), output=output))
+    got = await events(engine, msgspec.structs.replace(chat(ignore_eos=None), output=output))
     assert text(got) in ("yes", "no")
 
 
 async def test_a_prompt_that_was_read_before_is_told_as_cached(engine: EngineClient, case: EngineCase) -> None:
     case.need("cached")
-    prompt = f"The following is a list of rivers, their lengths and the countries that they flow through. {PROMPT}"
+    prompt = f"The following is a list of rivers, their lengths and the countries that they flow through. {PROMPT}" * 5
     first, again = [(await events(engine, chat(prompt, max_tokens=4)))[-1] for _ in range(2)]
     assert isinstance(first, Usage)
     assert isinstance(again, Usage)
