@@ -6,13 +6,15 @@ import asyncio
 import random
 import secrets
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from sqlalchemy.engine import make_url
 
+from backends.core.capabilities import Capabilities
+from backends.core.contracts import Backend
 from backends.core.errors import GatewayError
 from gateway import figures
 from gateway.admin.caller import AdminParts
@@ -29,6 +31,7 @@ from gateway.config.loader import parse
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
 from gateway.domain.ids import uuid7
+from gateway.domain.route import Deployment
 from gateway.domain.settlement import RuleState
 from gateway.edge.asgi import EdgeApp
 from gateway.edge.renewal import Renewing
@@ -46,12 +49,14 @@ from gateway.limits.spool import Spool, adopt
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
 from gateway.pipeline.counting import Counter, load_counters, load_tokenizer
+from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.house import House, View
 from gateway.pipeline.open_requests import OpenRequests
 from gateway.pipeline.serve import serve
 from gateway.pipeline.settler import Settler
 from gateway.pipeline.tally import Tally
 from gateway.places import Backends, Retired
+from gateway.protocols.contract import ClientProtocol
 from gateway.routing.catalog import Catalog, Place
 from gateway.runtime.board import Board
 from gateway.runtime.gate_role import export_alone
@@ -61,6 +66,7 @@ from gateway.telemetry.exporter import scrape
 from gateway.telemetry.logs import RequestLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.sink import Sink, timestamp
+from gateway.tracing import TracedGate, TracedLimits, outgoing, tracing_of
 
 RENEW_S = 5.0
 KEEP_ALIVE_S = 0.5
@@ -81,7 +87,9 @@ class Parts:
         self._not_ready = {f"engine {name}": "loading" for name in boot.configuration.snapshot.engines}
         self._cut = False
         self._ledger: EmbeddedLedger | None = None
-        self._backends = Backends(boot, f"worker-{index}", board)
+        dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork
+        self._tracing = tracing_of(boot, f"{boot.gateway}-{index}", dice)
+        self._backends = Backends(boot, f"worker-{index}", board, outgoing if self._tracing is not None else None)
         self._retired = Retired()
         self._counters: dict[str, Counter] = {}
         self._view = self._connect(boot.configuration, None)
@@ -100,7 +108,6 @@ class Parts:
         self.certificate = self._certificate()
         self._request_log = RequestLog(sink)
         self._log_requests = boot.log_style.wants("info")
-        dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork
 
         def mint_id(now_us: int) -> str:
             return uuid7(now_us // 1000, dice.getrandbits(80))
@@ -110,8 +117,8 @@ class Parts:
         house = House(
             view=self._present,
             auth=self.auth,
-            limits=self.limits,
-            gate=self.gate,
+            limits=self.limits if self._tracing is None else TracedLimits(self.limits),
+            gate=self.gate if self._tracing is None else TracedGate(self.gate),
             settler=self.settler,
             open_requests=self.open_requests,
             report_bug=self._report_bug,
@@ -120,8 +127,12 @@ class Parts:
             signal=self._signal,
         )
         web = web_app(self._web())
+
+        def answer(exchange: Exchange, protocol: ClientProtocol) -> Awaitable[None]:
+            return serve(exchange, protocol, house)
+
         self.app = EdgeApp(
-            serve=lambda exchange, protocol: serve(exchange, protocol, house),
+            serve=answer if self._tracing is None else self._tracing.served(answer),
             web=web,
             mint_id=lambda: mint_id(wall_us()),
             cors_origins=boot.configuration.static.server.cors_origins,
@@ -177,6 +188,8 @@ class Parts:
             self._ledger.close()
         await self._backends.aclose([place.backend for place in (*self._view.catalog.places.values(), *self._retired.places)])
         await self._keys.aclose()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         await self._reports.dispose()
 
     def reload(self, configuration: Configuration) -> None:
@@ -241,7 +254,7 @@ class Parts:
             file = str(configuration.file or "")
             raise ConfigError([Problem(file, "models", f"a tokenizer: {error}", "check tokenizer.file")]) from error
         self._backends.learn(snapshot.engines)
-        catalog = Catalog(snapshot.deployments, self._backends.build, before)
+        catalog = Catalog(snapshot.deployments, self._build, before)
         self._retired.add(catalog.retired, self.open_requests.present())
         server = configuration.static.server
         return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters)
@@ -295,6 +308,10 @@ class Parts:
                 self.sink.event("settlements_adopted", count=count)
         return own
 
+    def _build(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
+        build = self._backends.build
+        return (build if self._tracing is None else self._tracing.built(build))(deployment)
+
     def _certificate(self) -> Renewing | None:
         files = self.boot.configuration.certificate_files
         if files is None:
@@ -328,8 +345,9 @@ class Parts:
         self.metrics.observe(tally)
         if tally.error is not None:
             figures.count_refusal(self.metrics, tally)
+        trace_id = "" if self._tracing is None else self._tracing.observe(tally)
         if self._log_requests:
-            self._request_log.observe(tally, wall_us())
+            self._request_log.observe(tally, wall_us(), trace_id)
 
     def _signal(self, close: Sequence[RuleState], over: Sequence[RuleState]) -> None:
         for state in close:

@@ -9,6 +9,7 @@ from backends import registry
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend, Dialect
 from backends.engines.client import EngineClient
+from backends.remote.adding import Adding, Headers
 from backends.remote.backend import RemoteBackend, Renderer
 from backends.remote.counted import Untold
 from backends.remote.fanout import FanOut
@@ -31,8 +32,10 @@ from gateway.runtime.board import Board, LoadedFirst
 class Backends:
     """Makes backends for one worker. Deployments of one engine share its connection."""
 
-    def __init__(self, boot: Boot, worker: str, board: Board) -> None:
+    def __init__(self, boot: Boot, worker: str, board: Board, headers: Headers | None = None) -> None:
+        """`headers`: what every request to a remote server carries of the moment; None = nothing."""
         self._boot = boot
+        self._headers = headers
         self._worker = worker
         self._board = board
         self._engines: dict[str, EngineClient] = {}
@@ -59,7 +62,7 @@ class Backends:
             can = _corrected(registry.engine_capabilities(spec.kind, spec.options), deployment)
             loaded = LoadedFirst(client, self._board, deployment.engine)
             return _interpreted(loaded, deployment, lambda: str(client.describe().get("prompt_tail", ""))), can
-        return remote(deployment, self._tokenizer)
+        return remote(deployment, self._tokenizer, self._headers)
 
     def _tokenizer(self, path: str) -> Tokenizes:
         """A tokenizer.json, read once."""
@@ -75,10 +78,12 @@ class Backends:
             await client.aclose()
 
 
-def remote(deployment: Deployment, load: Callable[[str], Tokenizes] = load_tokenizer) -> tuple[Backend, Capabilities]:
+def remote(
+    deployment: Deployment, load: Callable[[str], Tokenizes] = load_tokenizer, headers: Headers | None = None
+) -> tuple[Backend, Capabilities]:
     """The backend of a remote deployment and what it can do, the deployment's own corrections included.
 
-    `load`: reads the tokenizer of a model whose server does not count.
+    `load`: reads the tokenizer of a model whose server does not count. `headers`: see `Backends`.
     """
     dialect = registry.dialect(deployment.dialect, deployment.quirks, deployment.options)
     transport = _transport(deployment)
@@ -88,7 +93,7 @@ def remote(deployment: Deployment, load: Callable[[str], Tokenizes] = load_token
     template = ChatTemplate(deployment.template) if deployment.template else None
     inner: Backend = RemoteBackend(
         dialect,
-        transport,
+        transport if headers is None else Adding(transport, headers),
         capabilities=can,
         params=deployment.params,
         timeouts=timeouts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import ipaddress
 import os
 import tempfile
@@ -228,6 +229,9 @@ class _Load:
         if pepper is None and redis is not None:
             mend = "add auth.pepper: env:NAME or file:PATH, with the same secret on every gateway: openssl rand -hex 32"
             self._report(("auth", "pepper"), "gateways that share a Redis must share the pepper", mend)
+        if static.telemetry.tracing.otlp_endpoint is not None and not _has_otel():
+            mend = "install switchyard[otel], or remove the key"
+            self._report(("telemetry", "tracing", "otlp_endpoint"), "OpenTelemetry's SDK is not installed", mend)
         token = static.telemetry.metrics.token
         if token is not None and len(token.get_secret_value()) < 16:
             self._report(("telemetry", "metrics", "token"), "the secret is too short", "16 random characters or more")
@@ -331,6 +335,13 @@ def _differing(old: object, new: object, path: KeyPath) -> Iterator[KeyPath]:
             yield from _differing(old.get(key), new.get(key), (*path, key))
     elif old != new:
         yield path
+
+
+def _has_otel() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -168,10 +168,32 @@ class Metrics(Section):
         return split_listen(self.listen)
 
 
+def _http(text: str) -> str:
+    if not text.startswith(("http://", "https://")) or any(ord(letter) <= 32 or ord(letter) > 126 for letter in text):
+        raise ValueError("write an http:// or https:// URL, for instance http://127.0.0.1:4318/v1/traces")
+    return text
+
+
+class Tracing(Section):
+    """OpenTelemetry spans of each request."""
+
+    otlp_endpoint: Annotated[str, AfterValidator(_http)] | None = Field(
+        default=None,
+        description="full URL of an OTLP/HTTP collector, for instance http://127.0.0.1:4318/v1/traces; needs the extra otel"
+        " (default: no tracing)",
+    )
+    sample: float = Field(default=1.0, ge=0, le=1, description="part of the requests without a traceparent that is traced")
+    follow_clients: bool = Field(
+        default=True, description="whether a client's traceparent is continued, its sampling decision with it"
+    )
+    service_name: str = Field(default="switchyard", min_length=1, description="service.name of the spans")
+
+
 class Telemetry(Section):
     """What the gateway says about itself."""
 
     metrics: Metrics = Field(default_factory=Metrics, description="the Prometheus exporter")
+    tracing: Tracing = Field(default_factory=Tracing, description="OpenTelemetry spans of each request")
     log_format: Literal["json", "text"] = Field(default="json", description="one JSON object or one readable line per event")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="the least severe event that is written"

@@ -24,9 +24,12 @@ class RequestLog:
     def __init__(self, sink: LineSink) -> None:
         self._sink = sink
 
-    def observe(self, tally: Observed, now_wall_us: int) -> None:
-        """Log one request. `now_wall_us`: µs UTC."""
-        self._sink.write(encode(request_fields(tally, now_wall_us)))
+    def observe(self, tally: Observed, now_wall_us: int, trace_id: str = "") -> None:
+        """Log one request. `now_wall_us`: µs UTC. `trace_id`: of its trace, "" without tracing."""
+        fields = request_fields(tally, now_wall_us)
+        if trace_id:
+            fields["trace_id"] = trace_id
+        self._sink.write(encode(fields))
 
 
 def request_fields(tally: Observed, now_wall_us: int) -> dict[str, object]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from backends.core.errors import GatewayError
+from backends.core.request import Job
 from backends.core.usage import Usage
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
@@ -35,6 +36,8 @@ class OptionsView(Protocol):
 class CallView(Protocol):
     """The parsed request."""
 
+    @property
+    def job(self) -> Job: ...  # noqa: D102
     @property
     def options(self) -> OptionsView: ...  # noqa: D102
 

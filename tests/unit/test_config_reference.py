@@ -82,8 +82,9 @@ def test_every_key_has_a_meaning(key: Key) -> None:
 
 def test_the_environment_reaches_every_static_key(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"text": "x.y", "integer": "9", "number": "9", "list of text": '["*"]'}
+    special = {"listen": "127.0.0.1:9", "otlp_endpoint": "http://127.0.0.1:9", "sample": "0.9"}
     for key in keys(Static):
-        value = "127.0.0.1:9" if key.path.endswith("listen") else values.get(key.kind) or key.kind.split(" ")[0]
+        value = special.get(key.path.rpartition(".")[2]) or values.get(key.kind) or key.kind.split(" ")[0]
         monkeypatch.setenv(variable(key.path), value)
     assert Static().model_dump().keys() == Static.model_fields.keys()
     changed = Static()
