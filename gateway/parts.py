@@ -43,6 +43,7 @@ from gateway.ledger.queries import keep_retention, kept_rows
 from gateway.ledger.rows import connect
 from gateway.limits.embedded_store import EmbeddedStore
 from gateway.limits.periods import LONGEST_PERIOD_US
+from gateway.limits.plans import Plans
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.signals import labels
 from gateway.limits.spool import Spool, adopt
@@ -123,7 +124,7 @@ class Parts:
             open_requests=self.open_requests,
             report_bug=self._report_bug,
             mint_id=mint_id,
-            on_outage=boot.configuration.static.redis.on_outage,
+            plans=Plans(boot.configuration.static.redis.on_outage),
             signal=self._signal,
         )
         web = web_app(self._web())

@@ -24,7 +24,6 @@ OPENAI_SAMPLING = frozenset(
 #: Sampling parameters that only local backends know.
 LOCAL_SAMPLING = frozenset(Sampling.__struct_fields__) - OPENAI_SAMPLING
 _DEFAULT_SAMPLING = Sampling()
-_SAMPLING_FIELDS = Sampling.__struct_fields__
 #: What may be left out without changing what kind of answer comes: the `drop` rule applies to these only.
 DROPPABLE = OPENAI_SAMPLING | LOCAL_SAMPLING | {"parallel_tool_calls", "reasoning_effort", "logprobs"}
 
@@ -38,16 +37,9 @@ def asked(job: Job) -> frozenset[str]:
         if any(one.tokens is not None for one in job.inputs):
             names.add("token_input")
         return frozenset(names)
-    names = {"completions" if job.prompts else "chat"}
-    _sampling(job.sampling, names)
+    names = {"completions" if job.prompts else "chat", *job.sampling.stated()}
     _generation(job, names)
     return frozenset(names)
-
-
-def _sampling(sampling: Sampling, names: set[str]) -> None:
-    for name, value in zip(_SAMPLING_FIELDS, msgspec.structs.astuple(sampling), strict=True):
-        if value is not None and value != ():  # nothing stated; a stated 0 or False is asked
-            names.add(name)
 
 
 def _generation(job: GenerationRequest, names: set[str]) -> None:

@@ -6,7 +6,7 @@ or an engine may rely on them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -80,7 +80,7 @@ class Output(msgspec.Struct, frozen=True):
     grammar: str = ""
 
 
-class Sampling(msgspec.Struct, frozen=True):
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How tokens are chosen. None: not stated by the client, left to the backend's default.
 
     `max_tokens` is the effective output cap per choice (the larger of `max_tokens` and `max_completion_tokens`, or
@@ -106,6 +106,11 @@ class Sampling(msgspec.Struct, frozen=True):
     mirostat_eta: float | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
+
+    def stated(self) -> dict[str, Any]:
+        """What is not left to the backend, by name; a stated 0 or False is stated. One call into C: every request asks."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -140,7 +145,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, tag="generation"):
     @property
     def choices(self) -> int:
         """How many choices the answer has."""
-        return max(1, len(self.prompts)) * self.n
+        return (len(self.prompts) or 1) * self.n
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, tag="embedding"):

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
+from backends.core.capabilities import OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError
 from backends.core.request import (
@@ -26,6 +26,7 @@ from backends.core.request import (
     Message,
     Part,
     Prompt,
+    Sampling,
     Text,
     Tool,
 )
@@ -39,9 +40,6 @@ OPENAI = OPENAI_SAMPLING | {
     *("response_format.json_object", "response_format.json_schema", "reasoning_effort", "logprobs", "suffix", "image_url"),
 }
 _JSON: Mapping[str, str] = {"content-type": "application/json"}
-#: Sampling fields whose encoding is not simply "name: value".
-_SPECIAL = frozenset({"max_tokens", "stop", "logit_bias"})
-_PLAIN = tuple(sorted((OPENAI_SAMPLING | LOCAL_SAMPLING) - _SPECIAL))
 
 
 class Quirks(msgspec.Struct, frozen=True):
@@ -106,8 +104,7 @@ class OpenAICompatible:
 
     def __init__(self, quirks: Quirks) -> None:
         self.quirks = quirks
-        self._stops = dict(quirks.spelling).get("stop", "stop")
-        self._spelling = tuple((ours, dict(quirks.spelling).get(ours, ours)) for ours in _PLAIN)
+        self._spelling = {ours: ours for ours in Sampling.__struct_fields__} | dict(quirks.spelling)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -164,17 +161,12 @@ class OpenAICompatible:
         return body
 
     def _sampling(self, job: GenerationRequest, cap: str, body: dict[str, object]) -> None:
-        sampling = job.sampling
-        if sampling.max_tokens is not None:
-            body[cap] = sampling.max_tokens
-        if sampling.stop and self._stops:
-            body[self._stops] = list(sampling.stop)
-        if sampling.logit_bias:
-            pairs = self.quirks.logit_bias == "pairs"
-            body["logit_bias"] = list(sampling.logit_bias) if pairs else {str(id): bias for id, bias in sampling.logit_bias}
-        for ours, theirs in self._spelling:
-            value = getattr(sampling, ours)
-            if value is not None and theirs and not (ours == "top_p" and value >= 1 and self.quirks.open_top_p):
+        for ours, value in job.sampling.stated().items():
+            if ours == "max_tokens":
+                body[cap] = value
+            elif ours == "logit_bias":
+                body[ours] = value if self.quirks.logit_bias == "pairs" else {str(id): bias for id, bias in value}
+            elif (theirs := self._spelling[ours]) and not (ours == "top_p" and value >= 1 and self.quirks.open_top_p):
                 body[theirs] = value
 
     def _output(self, job: GenerationRequest, body: dict[str, object]) -> None:

@@ -10,8 +10,8 @@ def uuid7(now_ms: int, random_80: int) -> str:
         now_ms: Unix time in milliseconds, 48 bits.
         random_80: any non-negative integer below 2**80; 74 of its bits are used.
     """
-    value = (now_ms & 0xFFFFFFFFFFFF) << 80
-    value |= 0x7 << 76 | ((random_80 >> 62) & 0xFFF) << 64
-    value |= 0b10 << 62 | (random_80 & 0x3FFFFFFFFFFFFFFF)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    time = now_ms & 0xFFFFFFFFFFFF
+    return (
+        f"{time >> 16:08x}-{time & 0xFFFF:04x}-7{random_80 >> 62 & 0xFFF:03x}"
+        f"-{0x8000 | random_80 >> 48 & 0x3FFF:04x}-{random_80 & 0xFFFFFFFFFFFF:012x}"
+    )

@@ -9,11 +9,8 @@ from gateway.limits.rules import MAX_AMOUNT
 
 Headers = list[tuple[bytes, bytes]]
 
-#: The header names of each unit that has them, in the order in which they are sent.
-_NAMES = {
-    "requests": (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
-    "tokens": (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
-}
+_OF_REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+_OF_TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 
 
 def duration(ms: int) -> str:
@@ -36,24 +33,30 @@ def limit_headers(states: Sequence[RuleState]) -> Headers:
 
     The tightest rule has the least left; of two with the same left, the one that takes longer to be whole.
     """
+    requests = tokens = None
+    for state in states:
+        rule = state.rule
+        if rule.unit == "tokens":
+            if rule.limit != MAX_AMOUNT and (tokens is None or _tighter(state, tokens)):
+                tokens = state
+        elif rule.unit == "requests" and rule.limit != MAX_AMOUNT and (requests is None or _tighter(state, requests)):
+            requests = state
     out: Headers = []
-    for unit, (limit, remaining, reset) in _NAMES.items():
-        found = None
-        for state in states:
-            rule = state.rule
-            if rule.unit != unit or rule.limit == MAX_AMOUNT:
-                continue
-            if (
-                found is None
-                or state.remaining < found.remaining
-                or (state.remaining == found.remaining and state.reset_ms > found.reset_ms)
-            ):
-                found = state
-        if found is not None:
-            out.append((limit, b"%d" % found.rule.limit))
-            out.append((remaining, b"%d" % found.remaining))
-            out.append((reset, duration(found.reset_ms).encode()))
+    if requests is not None:
+        out += zip(_OF_REQUESTS, _values(requests), strict=True)
+    if tokens is not None:
+        out += zip(_OF_TOKENS, _values(tokens), strict=True)
     return out
+
+
+def _tighter(one: RuleState, other: RuleState) -> bool:
+    if one.remaining == other.remaining:
+        return one.reset_ms > other.reset_ms
+    return one.remaining < other.remaining
+
+
+def _values(state: RuleState) -> tuple[bytes, bytes, bytes]:
+    return b"%d" % state.rule.limit, b"%d" % state.remaining, duration(state.reset_ms).encode()
 
 
 def retry_headers(retry_after_ms: int) -> Headers:

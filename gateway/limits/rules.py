@@ -8,9 +8,9 @@ what was used already.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import msgspec
+from msgspec.structs import replace
 
 from backends.core.errors import BadRequest
 from gateway.domain.principal import LimitSpec, OnOutage, Unit
@@ -27,6 +27,8 @@ LEAST_OUTPUT_TOKENS = 16
 #: Units of which an answer uses the more, the longer it is.
 GROWING: frozenset[Unit] = frozenset({"output_tokens", "tokens", "nusd"})
 _PICO_PER_NANO = 1000
+#: After every instant that a clock here can tell.
+FOREVER_US = 2**63
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -159,56 +161,119 @@ def output_left(states: Iterable[RuleState], demand: Demand, *, only_clamping: b
     )
 
 
-def rules_for(limits: Iterable[LimitSpec], demand: Demand, now_us: int, *, on_outage: OnOutage = "deny") -> tuple[Rule, ...]:
-    """The rules of one request, one per counter; where two limits share a counter the tighter one counts.
+class LimitPlan:
+    """The limits of one principal on one route, made ready once: only amounts and instants are left for each request.
 
     Args:
-        limits: the principal's and the model's, own and shared.
-        demand: this request's amounts.
-        now_us: the store's clock, µs UTC: it decides the calendar periods.
+        limits: the principal's and the model's, own and shared, that apply to the route.
         on_outage: for limits that do not say it themselves.
+
+    Raises:
+        ValueError: a limit that `checked` refuses.
+    """
+
+    __slots__ = (
+        "_enforced",
+        "_from_us",
+        "_on_outage",
+        "_units",
+        "_until_us",
+        "bounds_output",
+        "costs",
+        "counts_tokens",
+        "limits",
+        "templates",
+    )
+
+    def __init__(self, limits: Iterable[LimitSpec], on_outage: OnOutage = "deny") -> None:
+        self.limits = tuple(map(checked, limits))
+        self.counts_tokens = counts_tokens(self.limits)
+        self.bounds_output = bounds_output(self.limits)
+        self.costs = any(spec.unit == "nusd" for spec in self.limits)
+        self.templates: tuple[Rule, ...] = ()
+        self._on_outage: OnOutage = on_outage
+        self._units = tuple({spec.unit for spec in self.limits} - {"requests", "slots"})
+        self._enforced = tuple(spec for spec in self.limits if not spec.shadow and spec.unit in self._units)
+        self._from_us = self._until_us = 0
+
+    def rules(self, demand: Demand, now_us: int) -> tuple[Rule, ...]:
+        """The rules of one request, one per counter; where two limits share a counter the tighter one counts.
+
+        Args:
+            demand: this request's amounts.
+            now_us: the store's clock, µs UTC: it decides the calendar periods.
+
+        Raises:
+            BadRequest: the demand is above a whole limit, so that waiting could never help.
+        """
+        amounts = {"requests": 1, "slots": 1}
+        for unit in self._units:
+            amounts[unit] = getattr(demand, unit)
+        for spec in self._enforced:
+            if amounts[spec.unit] > spec.limit:
+                raise _never(spec, demand, amounts[spec.unit])
+        if not self._from_us <= now_us < self._until_us:
+            self._enter(now_us)
+        return tuple(
+            [
+                replace(rule, cost=amounts[rule.unit])
+                if not rule.ends_us
+                else replace(rule, cost=amounts[rule.unit], window_ms=-(-(rule.ends_us - now_us) // 1000))
+                for rule in self.templates
+            ]
+        )
+
+    def _enter(self, now_us: int) -> None:
+        """The names of calendar periods hold until the first of them ends."""
+        rules: dict[str, Rule] = {}
+        for spec in self.limits:
+            rule = _rule(spec, now_us, self._on_outage)
+            known = rules.get(rule.name)
+            rules[rule.name] = rule if known is None else _tighter(known, rule)
+        self.templates = tuple(rules.values())
+        self._from_us = now_us
+        self._until_us = min([rule.ends_us for rule in self.templates if rule.ends_us], default=FOREVER_US)
+
+
+def rules_for(limits: Iterable[LimitSpec], demand: Demand, now_us: int, *, on_outage: OnOutage = "deny") -> tuple[Rule, ...]:
+    """The rules of one request: `LimitPlan.rules` for whoever asks once.
 
     Raises:
         BadRequest: the demand is above a whole limit, so that waiting could never help.
         ValueError: a limit that `checked` refuses.
     """
-    rules: dict[str, Rule] = {}
-    for spec in limits:
-        cost = demand.of(spec.unit)
-        if cost > spec.limit and not spec.shadow and spec.unit not in ("requests", "slots"):
-            checked(spec)
-            raise _never(spec, demand, cost)
-        rule = _rule(spec, cost, now_us, on_outage)
-        known = rules.get(rule.name)
-        rules[rule.name] = rule if known is None else _tighter(known, rule)
-    return tuple(rules.values())
+    return LimitPlan(limits, on_outage).rules(demand, now_us)
 
 
-def _rule(spec: LimitSpec, cost: int, now_us: int, on_outage: OnOutage) -> Rule:
-    if spec.period is None:
-        return _plain(spec, cost, on_outage)
-    checked(spec)
-    period, ends_us = period_of(spec.period, spec.zone, now_us)
-    return _made(spec, "quota", f":{spec.unit}:{period}", -(-(ends_us - now_us) // 1000), cost, on_outage, ends_us)
-
-
-@lru_cache(maxsize=4096)
-def _plain(spec: LimitSpec, cost: int, on_outage: OnOutage) -> Rule:
-    """The rule of a rate or of slots: the same for each request of this cost."""
-    checked(spec)
+def _rule(spec: LimitSpec, now_us: int, on_outage: OnOutage) -> Rule:
+    """The rule of a limit at an instant, for a demand of nothing."""
+    scope = f"@{spec.model} {spec.scope}" if spec.model else spec.scope
+    kind: Kind = "rate"
+    window_ms, ends_us = spec.window_ms, 0
     if spec.unit == "slots":
-        return _made(spec, "lease", ":slots", spec.window_ms, cost, on_outage, 0)
-    return _made(spec, "rate", f":{spec.unit}:{spec.window_ms}", spec.window_ms, cost, on_outage, 0)
-
-
-def _made(spec: LimitSpec, kind: Kind, name: str, window_ms: int, cost: int, on_outage: OnOutage, ends_us: int) -> Rule:
-    name = (f"@{spec.model} {spec.scope}" if spec.model else spec.scope) + name
+        kind, name = "lease", f"{scope}:slots"
+    elif spec.period is None:
+        name = f"{scope}:{spec.unit}:{window_ms}"
+    else:
+        kind = "quota"
+        period, ends_us = period_of(spec.period, spec.zone, now_us)
+        name, window_ms = f"{scope}:{spec.unit}:{period}", -(-(ends_us - now_us) // 1000)
     if spec.shadow:
         limit, shadow, outage = MAX_AMOUNT, spec.limit, "allow"
     else:
         limit, shadow, outage = spec.limit, None, spec.on_outage or on_outage
-    allows: OnOutage = "allow" if outage == "allow" else "deny"
-    return Rule(name, kind, spec.unit, limit, window_ms, cost, allows, shadow, ends_us, clamps=spec.on_insufficient == "clamp")
+    return Rule(
+        name,
+        kind,
+        spec.unit,
+        limit,
+        window_ms,
+        0,
+        "allow" if outage == "allow" else "deny",
+        shadow=shadow,
+        ends_us=ends_us,
+        clamps=spec.on_insufficient == "clamp",
+    )
 
 
 def _tighter(one: Rule, other: Rule) -> Rule:
@@ -216,7 +281,7 @@ def _tighter(one: Rule, other: Rule) -> Rule:
     tight, loose = (other, one) if other.limit < one.limit else (one, other)
     shadows = [rule.shadow for rule in (one, other) if rule.shadow is not None]
     enforced = [rule for rule in (one, other) if rule.limit < MAX_AMOUNT]
-    return msgspec.structs.replace(
+    return replace(
         tight,
         shadow=min(shadows) if shadows else None,
         on_outage="deny" if any(rule.on_outage == "deny" for rule in enforced) else tight.on_outage,

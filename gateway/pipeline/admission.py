@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from backends.core.errors import GatewayError
 from backends.core.request import GenerationRequest
 from gateway.domain.money import price_at
-from gateway.domain.principal import LimitSpec
 from gateway.domain.route import Price, Route
 from gateway.limits.rules import (
     GROWING,
     LEAST_OUTPUT_TOKENS,
     Demand,
-    applying,
-    bounds_output,
+    LimitPlan,
     ceiling,
-    counts_tokens,
     largest_output,
     output_left,
-    rules_for,
 )
 from gateway.limits.store import LimitExceeded, LimitsUnavailable, PeriodOver
 from gateway.pipeline.clock import monotonic_us
@@ -53,27 +47,28 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     """
     route, principal = tally.route, tally.principal
     assert route is not None and principal is not None
-    limits = applying(principal.limits + route.limits if route.limits else principal.limits, route.name)
+    plan = house.plans.of(principal, route)
     tally.counter = view.counters.get(key_of(route)) if route.tokenizer else None
-    counter = tally.counter if counts_tokens(limits) else None
+    counter = tally.counter if plan.counts_tokens else None
     tally.input_counted = counter is not None
     tally.input_estimate = input_bound(call) if counter is None else await counter.bound(call)
-    call = msgspec.structs.replace(call, job=with_defaults(call.job, route.defaults))
-    demand = _demand(call, tally.input_estimate, _price(route, limits, house))
+    if (job := with_defaults(call.job, route.defaults)) is not call.job:
+        call = msgspec.structs.replace(call, job=job)
+    demand = _demand(call, tally.input_estimate, _price(route, house) if plan.costs else _FREE)
     ours = may_lower = False
     if isinstance(call.job, GenerationRequest):
         stated = call.options.stated_cap
-        may_lower = bounds_output(limits)
+        may_lower = plan.bounds_output
         ours = not stated and (may_lower or view.catalog.needs_output_cap(route))
         cap = demand.output_cap
         if ours:
-            cap = output_cap(route.default_output_tokens, route.context, demand, limits)
-        elif stated and may_lower and (most := largest_output(limits, demand, only_clamping=True)) is not None:
+            cap = output_cap(route.default_output_tokens, route.context, demand, plan.limits)
+        elif stated and may_lower and (most := largest_output(plan.limits, demand, only_clamping=True)) is not None:
             cap = min(cap, most)
         if cap != demand.output_cap:
             call, demand = _capped(call, demand, cap, tally)
     try:
-        await _reserve(house, call, tally, limits, demand)
+        await _reserve(house, call, tally, plan, demand)
     except LimitExceeded as refusal:
         if not may_lower or refusal.rule.unit not in GROWING:
             raise
@@ -81,18 +76,18 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
         if not LEAST_OUTPUT_TOKENS <= left < demand.output_cap:
             raise
         call, demand = _capped(call, demand, left, tally)
-        await _reserve(house, call, tally, limits, demand)
+        await _reserve(house, call, tally, plan, demand)
     return call
 
 
-async def _reserve(house: House, call: Call, tally: Tally, limits: Sequence[LimitSpec], demand: Demand) -> None:
+async def _reserve(house: House, call: Call, tally: Tally, plan: LimitPlan, demand: Demand) -> None:
     route = tally.route
     assert route is not None
     began = monotonic_us()
-    opening = opening_row(tally, call, route)
+    opening = tally.opening = opening_row(tally, call, route)
     try:
         for _ in range(_PERIOD_TRIES):
-            rules = rules_for(limits, demand, house.limits.now_us(), on_outage=house.on_outage)
+            rules = plan.rules(demand, house.limits.now_us())
             tally.admitting = True  # a cancellation from here on voids the admission
             try:
                 tally.reservation = await house.limits.admit(tally.id, rules, opening, house.lease_ms)
@@ -116,10 +111,8 @@ def _demand(call: Call, prompt: int, price: Price) -> Demand:
     return Demand(prompt, price=price, input_param="input")
 
 
-def _price(route: Route, limits: Sequence[LimitSpec], house: House) -> Price:
-    """The highest price of the route now or in a moment, where a limit asks for money."""
-    if not any(spec.unit == "nusd" for spec in limits):
-        return _FREE
+def _price(route: Route, house: House) -> Price:
+    """The highest price of the route now or in a moment."""
     now_us = house.limits.now_us()
     instants = (now_us, now_us + _PRICE_AHEAD_US)
     return ceiling(price_at(route, one, at) for tier in route.tiers for one in tier for at in instants)

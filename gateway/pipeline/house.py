@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
@@ -12,6 +12,7 @@ from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import Principal
 from gateway.domain.settlement import RuleState
 from gateway.gate.protocol import Gate
+from gateway.limits.plans import Plans
 from gateway.limits.store import LimitStore
 from gateway.pipeline.counting import Counter
 from gateway.pipeline.open_requests import OpenRequests
@@ -51,7 +52,7 @@ class House:
     mint_id: Callable[[int], str]
     """A fresh request id (UUIDv7) for a request that began at this µs UTC."""
 
-    on_outage: Literal["deny", "allow"] = "deny"
+    plans: Plans = field(default_factory=Plans)
     lease_ms: int = 15_000
     signal: Callable[[Sequence[RuleState], Sequence[RuleState]], None] = lambda _near, _shadowed: None
     """Counts what an admission told beside yes: limits nearly used up, and shadow limits that would have refused."""

@@ -9,7 +9,7 @@ import msgspec
 from backends.core.usage import Usage
 from gateway.domain.money import cost_nusd, price_at
 from gateway.domain.route import Route
-from gateway.domain.settlement import LedgerRow, Rule, Settlement
+from gateway.domain.settlement import LedgerRow, Settlement
 from gateway.pipeline.counting import INLINE_BYTES
 from gateway.pipeline.estimate import generated
 from gateway.pipeline.tally import KEPT_BYTES, Tally
@@ -79,18 +79,23 @@ def takes_long(tally: Tally) -> bool:
 
 def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
     """The settlement of an admitted request."""
-    reservation, call, route = tally.reservation, tally.call, tally.route
-    assert reservation is not None and route is not None
+    reservation, opening = tally.reservation, tally.opening
+    assert reservation is not None and opening is not None
     usage = usage_of(tally)
     deployment = tally.deployment
     price = price_at(route, deployment, reservation.admitted_us) if deployment is not None else None
     cost = cost_nusd(usage, price) if price is not None else 0
     returned = tally.error is not None and not tally.deltas and tally.error.code in _RETURNED
-    actual = tuple(_actual(rule, usage, cost, returned) for rule in reservation.rules)
-    template = opening_row(tally, call, route) if call is not None else None
-    assert template is not None
+    used = {
+        "requests": 0 if returned else 1,
+        "slots": 0,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "tokens": usage.total_tokens,
+        "nusd": cost,
+    }
     row: LedgerRow = msgspec.structs.replace(
-        template,
+        opening,
         admitted_us=reservation.admitted_us,
         settled_us=now_wall_us,
         deployment=deployment.id if deployment is not None else "",
@@ -106,18 +111,4 @@ def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
         ttft_us=tally.first_event_us - tally.began_us if tally.first_event_us else 0,
         duration_us=now_us - tally.began_us,
     )
-    return Settlement(reservation, actual, row)
-
-
-def _actual(rule: Rule, usage: Usage, cost: int, returned: bool) -> int:
-    if rule.unit == "requests":
-        return 0 if returned else rule.cost
-    if rule.unit == "input_tokens":
-        return usage.input_tokens
-    if rule.unit == "output_tokens":
-        return usage.output_tokens
-    if rule.unit == "tokens":
-        return usage.total_tokens
-    if rule.unit == "nusd":
-        return cost
-    return 0
+    return Settlement(reservation, tuple([used[rule.unit] for rule in reservation.rules]), row)

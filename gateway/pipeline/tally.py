@@ -9,7 +9,7 @@ from backends.core.events import Event, Failure, Finish, Item, ReasoningDelta, R
 from backends.core.usage import Usage
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
-from gateway.domain.settlement import Outcome, Reservation
+from gateway.domain.settlement import LedgerRow, Outcome, Reservation
 from gateway.pipeline.counting import Counter
 from gateway.protocols.contract import Call
 
@@ -67,6 +67,7 @@ class Tally:
         "kept",
         "last_event_us",
         "limiter_us",
+        "opening",
         "outcome",
         "principal",
         "protocol",
@@ -88,6 +89,7 @@ class Tally:
         self.call: Call | None = None
         self.route: Route | None = None
         self.reservation: Reservation | None = None
+        self.opening: LedgerRow | None = None
         self.attempts: list[AttemptRecord] = []
         self.input_estimate = 0
         self.input_counted = False

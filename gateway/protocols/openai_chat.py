@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import msgspec
 from msgspec import UNSET
 
@@ -18,6 +20,9 @@ from gateway.protocols.openai_wire import MAX_SMALL_BYTES, REFUSED, ChatBody, Me
 
 _decoder = msgspec.json.Decoder(ChatBody)
 _metadata: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(Metadata)
+
+_refusable = attrgetter(*REFUSED)
+_NONE_TOLD = (UNSET,) * len(REFUSED)
 
 
 class OpenAIChat:
@@ -71,11 +76,13 @@ class OpenAIChat:
 
 
 def _refused(chat: ChatBody) -> None:
-    decoded_part(_metadata, chat.metadata, "metadata", MAX_SMALL_BYTES)
-    for name in REFUSED:
-        if (value := getattr(chat, name)) is not UNSET and stated(value) is not None:
-            hint = "; use 'tools' and 'tool_choice'" if name.startswith("function") else ""
-            raise BadRequest(f"'{name}' is not supported{hint}.", param=name, code="unsupported_parameter")
+    if chat.metadata is not UNSET:
+        decoded_part(_metadata, chat.metadata, "metadata", MAX_SMALL_BYTES)
+    if (told := _refusable(chat)) != _NONE_TOLD:
+        for name, value in zip(REFUSED, told, strict=True):
+            if value is not UNSET and stated(value) is not None:
+                hint = "; use 'tools' and 'tool_choice'" if name.startswith("function") else ""
+                raise BadRequest(f"'{name}' is not supported{hint}.", param=name, code="unsupported_parameter")
     if chat.modalities is not None and "audio" in chat.modalities:
         raise BadRequest("Only the modality 'text' is supported.", param="modalities", code="unsupported_parameter")
     if chat.verbosity not in (None, "medium"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import msgspec
 from msgspec import UNSET
@@ -108,19 +109,13 @@ def tool_choice(body: ChatBody) -> ToolChoice | None:
 
 def _plain(message: ChatMessage) -> bool:
     """Whether a message has a role and content alone: nearly all have, so they are not examined field by field."""
-    return (
-        message.role in _PLAIN_ROLES
-        and message.name is None
-        and message.tool_calls is None
-        and message.tool_call_id is None
-        and message.refusal is None
-        and message.reasoning_content is None
-        and message.reasoning is None
-        and message.function_call is UNSET
-        and message.audio is UNSET
-    )
+    return message.role in _PLAIN_ROLES and _beside(message) == _NOTHING_BESIDE
 
 
+_beside = attrgetter(
+    "name", "tool_calls", "tool_call_id", "refusal", "reasoning_content", "reasoning", "function_call", "audio"
+)
+_NOTHING_BESIDE = (None,) * 6 + (UNSET,) * 2
 _PLAIN_ROLES = frozenset({"user", "assistant", "system", "developer"})
 
 

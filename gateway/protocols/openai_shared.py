@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import msgspec
 
 from backends.core.errors import BadRequest
@@ -28,6 +30,8 @@ _SAME = (
     "min_tokens",
     "ignore_eos",
 )
+_same = attrgetter(*_SAME)
+_NOTHING_TOLD = (None,) * len(_SAME)
 _LARGEST_TOKEN_ID = 2**31 - 1
 
 
@@ -37,7 +41,10 @@ def sampling(body: GenerationBody, cap: int | None) -> Sampling:
     Raises:
         BadRequest: names the parameter.
     """
-    values = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
+    told = _same(body)
+    values = (
+        {name: value for name, value in zip(_SAME, told, strict=True) if value is not None} if told != _NOTHING_TOLD else {}
+    )
     if cap is not None:
         values["max_tokens"] = cap
         if body.min_tokens is not None and body.min_tokens > cap:
