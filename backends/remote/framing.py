@@ -28,6 +28,8 @@ _HEAD = re.compile(
     rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: [^\x00\n\x0b\x0c\r]*+)?\r?\n"
     rb"((?:[-!#$%&'*+.^_`|~0-9A-Za-z]++:[^\x00\n\x0b\x0c\r]*+\r?\n)*+)\r?\n"
 ).match
+#: Names and values of a block that `_HEAD` has matched.
+_FIELDS = re.compile(r"([^:\n]+):([^\r\n]*)\r?\n").findall
 _BLANK = re.compile(rb"\n\r?\n").search
 _START = b"HTTP/1."
 #: The chunked coding is parsed by feeding llhttp the body of this message.
@@ -203,16 +205,15 @@ def _final(status: int, persistent: bool, block: bytes) -> Head:
     Raises:
         UpstreamProtocol: see the list in this file's docstring.
     """
-    lines = block.decode("latin-1").replace("\r", "").split("\n")
-    lines.pop()
-    if len(lines) > MAX_FIELDS:
+    fields = _FIELDS(block.decode("latin-1"))
+    if len(fields) > MAX_FIELDS:
         raise _refuse("too many header fields")
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        name = name.lower()
-        value = value.strip(" \t")
-        headers[name] = value if name not in headers else f"{headers[name]}, {value}"
+    headers: dict[str, str] = {name.lower(): value.strip(" \t") for name, value in fields}
+    if len(headers) != len(fields):
+        repeated: dict[str, list[str]] = {}
+        for name, value in fields:
+            repeated.setdefault(name.lower(), []).append(value.strip(" \t"))
+        headers = {name: ", ".join(values) for name, values in repeated.items()}
     if 300 <= status < 400:
         raise UpstreamProtocol("The deployment answered with a redirect, which is not followed.", detail=f"status {status}")
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +21,9 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _TARGET = re.compile(r"/[\x21-\x7e]*").fullmatch
 _HOST = re.compile(r"[0-9A-Za-z._\-]+|[0-9A-Fa-f:.]+").fullmatch
 
+#: Heads kept ready: a dialect has a handful, but a path may name a model.
+MAX_KNOWN = 64
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
 #: Fields that only the transport may write.
 RESERVED = frozenset(
     {
@@ -127,6 +131,7 @@ class RequestHeads:
         if credential is not None:
             fixed.append(field := credential.field())
             self._reserved |= {field[0]}
+        self._known: dict[tuple[object, ...], bytes] = {}
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed)
 
     def head(self, request: UpstreamRequest) -> bytes:
@@ -136,18 +141,26 @@ class RequestHeads:
             ValueError: a method, path or field that could not be sent as it is, or that only the transport may write;
                 a bug of a dialect. Values are not shown.
         """
-        target = self._prefix + request.path
-        if not _TOKEN(request.method) or not _TARGET(request.path) or not _TARGET(target):
+        method, path, headers = request.method, request.path, request.headers
+        key = (method, path, *headers.items())
+        head = self._known.get(key)
+        if head is None:
+            head = self._checked(method, path, headers)
+            if len(self._known) < MAX_KNOWN:
+                self._known[key] = head
+        if request.body or method not in _WITHOUT_BODY:
+            return b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body))
+        return head + b"\r\n"
+
+    def _checked(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
+        target = self._prefix + path
+        if not _TOKEN(method) or not _TARGET(path) or not _TARGET(target):
             raise ValueError("the request line is not valid")
-        lines = [f"{request.method} {target} HTTP/1.1\r\n{self._fixed}"]
-        for name, value in request.headers.items():
+        lines = [f"{method} {target} HTTP/1.1\r\n{self._fixed}"]
+        for name, value in headers.items():
             if not _TOKEN(name) or not _VALUE(value):
                 raise ValueError(f"header {name[:64]!r} is not valid")
             if name.lower() in self._reserved:
                 raise ValueError(f"header {name!r} belongs to the transport")
             lines.append(f"{name}: {value}\r\n")
-        if request.body or request.method not in ("GET", "HEAD", "DELETE"):
-            lines.append(f"content-length: {len(request.body)}\r\n\r\n")
-        else:
-            lines.append("\r\n")
         return "".join(lines).encode("latin-1")

@@ -57,8 +57,10 @@ def presented_key(headers: Headers) -> bytes:
         NotAuthenticated: none, or one over 512 bytes.
     """
     key: bytes | None = None
-    for name, value in headers:
-        if name not in _CARRIERS:
+    fields = dict(headers)
+    carriers = _CARRIERS & fields.keys()
+    for name, value in headers if len(fields) != len(headers) else [(name, fields[name]) for name in carriers]:
+        if name not in carriers:
             continue
         text = value.strip(b" \t")
         if name == b"authorization":

@@ -29,6 +29,8 @@ UNASKED_BODY_BYTES = 1 << 20
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _NO_BODY = frozenset({204, 304})
+_CHUNKED = ((b"transfer-encoding", b"chunked"),)
+_LINE = b"%b: %b\r\n".__mod__
 _log = logging.getLogger("switchyard.edge")
 
 
@@ -198,8 +200,8 @@ class Cycle:
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer in one write."""
-        lines = [] if status in _NO_BODY else [b"content-length: %d\r\n" % len(body)]
-        head = self._head(status, headers, lines)
+        framing = () if status in _NO_BODY else ((b"content-length", b"%d" % len(body)),)
+        head = self._head(status, headers, framing)
         self._connection.write(head if self.head_only or status in _NO_BODY else head + body)
         self._finish()
 
@@ -207,7 +209,7 @@ class Cycle:
         """The head of an answer of unknown length, and its first bytes."""
         self._chunked = not self.http10
         self.keep_alive = self.keep_alive and self._chunked
-        head = self._head(status, headers, [b"transfer-encoding: chunked\r\n"] if self._chunked else [])
+        head = self._head(status, headers, _CHUNKED if self._chunked else ())
         self._connection.write(head + self._framed(first))
 
     def more(self, data: bytes) -> None:
@@ -237,20 +239,17 @@ class Cycle:
             return b""
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
-    def _head(self, status: int, headers: Headers, framing: list[bytes]) -> bytes:
+    def _head(self, status: int, headers: Headers, framing: Headers) -> bytes:
         if self.started:
             raise RuntimeError("the answer has begun already")
         if not self.complete:
             self.keep_alive = False  # what is left of the body would be read as the next request
-        lines = [_STATUS[status]]
-        lines += [b"%b: %b\r\n" % pair for pair in self._connection.common_headers()]
-        lines += [b"%b: %b\r\n" % pair for pair in headers]
-        lines += framing
+        pairs = [*self._connection.common_headers(), *headers, *framing]
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            pairs.append((b"connection", b"close"))
+        head = _STATUS[status] + b"".join(map(_LINE, pairs)) + b"\r\n"
+        lines = len(pairs) + 2
+        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
             raise ValueError("a response header contains a line break")
         self.started = True
         return head

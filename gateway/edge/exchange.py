@@ -39,7 +39,7 @@ class UnsupportedEncoding(BadRequest):
 class HttpExchange:
     """See `gateway.pipeline.exchange.Exchange`. Made by `gateway.edge.asgi`, used by one task."""
 
-    __slots__ = ("_cycle", "_draining", "content_type", "headers", "path", "response_headers")
+    __slots__ = ("_cycle", "_draining", "_first", "content_type", "headers", "path", "response_headers")
 
     def __init__(self, cycle: Cycle, path: str, headers: Sequence[tuple[bytes, bytes]], draining: Callable[[], bool]) -> None:
         cycle.cancel_when_gone = True
@@ -47,6 +47,7 @@ class HttpExchange:
         self._draining = draining
         self.path = path
         self.headers = headers
+        self._first = dict(reversed(headers))  # the first of each name
         self.response_headers: list[tuple[bytes, bytes]] = []
         self.content_type = b"application/json"
 
@@ -62,10 +63,8 @@ class HttpExchange:
 
     def header(self, name: bytes, /) -> str | None:
         """The first value of a header as Latin-1 text, or None."""
-        for key, value in self.headers:
-            if key == name:
-                return value.decode("latin-1")
-        return None
+        value = self._first.get(name)
+        return None if value is None else value.decode("latin-1")
 
     async def body(self, max_bytes: int, /) -> bytes:
         """The whole request body.

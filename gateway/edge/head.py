@@ -29,19 +29,19 @@ def framing(headers: Sequence[tuple[bytes, bytes]], version: str) -> Framing:
     if version not in ("1.1", "1.0"):
         raise not_supported("The only supported versions are HTTP/1.1 and HTTP/1.0.")
     http10 = version == "1.0"
-    hosts, expects, length = 0, False, None
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-        elif name == b"content-length":
-            length = int(value)
-        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise not_supported("The only supported transfer coding is chunked.")
-        elif name == b"expect":
-            expects = not http10 and value.strip().lower() == b"100-continue"
-    if hosts > 1 or (not hosts and not http10):
+    fields = dict(headers)
+    if b"host" not in fields:
+        if not http10:
+            raise not_supported("The request must have exactly one Host header.")
+    elif len(fields) != len(headers) and sum(name == b"host" for name, _ in headers) > 1:
         raise not_supported("The request must have exactly one Host header.")
-    return Framing(expects, length)
+    if b"transfer-encoding" in fields:
+        for name, value in headers:
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise not_supported("The only supported transfer coding is chunked.")
+    length = fields.get(b"content-length")
+    expects = b"expect" in fields and not http10 and fields[b"expect"].strip().lower() == b"100-continue"
+    return Framing(expects, None if length is None else int(length))
 
 
 def scope(

@@ -130,7 +130,9 @@ class EdgeProtocol(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(self._refused or malformed())
             return
-        if self._in_head:
+        if self._head_size > self._max_head_bytes or len(self._headers) > self._max_header_fields:
+            self._refuse(self._oversized())  # an unfinished head, or trailers
+        elif self._in_head:
             # What belongs to one unfinished header is counted too, or it could grow without end inside the parser.
             self._fed_in_head = self._fed_in_head + len(data) if self._head_only else 0
             if self._fed_in_head > self.limits.max_head_bytes:
@@ -158,22 +160,18 @@ class EdgeProtocol(asyncio.Protocol):
         """A piece of the request target."""
         self._url += url
         self._head_size += len(url)
-        if self._head_size > self._max_head_bytes:
-            self._stop(head_too_large(self.limits))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer after the body; trailers are counted and left out."""
         self._head_size += len(name) + len(value) + 4
-        if self._head_size > self._max_head_bytes:
-            self._stop(head_too_large(self.limits))
         if self._in_head:
-            if len(self._headers) >= self._max_header_fields:
-                self._stop(too_many_fields(self.limits))
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The head is whole: make the cycle and its scope."""
+        """The head is whole: make the cycle and its scope. A read is bounded, so its fields are counted only now."""
         self._in_head = self._head_only = False
+        if self._head_size > self._max_head_bytes or len(self._headers) > self._max_header_fields:
+            self._stop(self._oversized())
         http10 = (version := self._parser.get_http_version()) == "1.0"
         method = self._parser.get_method().decode("ascii")
         if self._parser.should_upgrade():
@@ -308,6 +306,9 @@ class EdgeProtocol(asyncio.Protocol):
         task = cycle.task = self.loop.create_task(cycle.run(self.app, request))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
+
+    def _oversized(self) -> Refused:
+        return head_too_large(self.limits) if self._head_size > self._max_head_bytes else too_many_fields(self.limits)
 
     def _stop(self, refused: Refused) -> NoReturn:
         """Leave a parser callback for `_refuse`.
