@@ -79,8 +79,8 @@ def takes_long(tally: Tally) -> bool:
 
 def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
     """The settlement of an admitted request."""
-    reservation, opening = tally.reservation, tally.opening
-    assert reservation is not None and opening is not None
+    reservation, opening, route = tally.reservation, tally.opening, tally.route
+    assert reservation is not None and opening is not None and route is not None
     usage = usage_of(tally)
     deployment = tally.deployment
     price = price_at(route, deployment, reservation.admitted_us) if deployment is not None else None
