@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.bootstrap.places import llama_requirement
 from gateway.config.loader import load
 from gateway.runtime.drain import DrainTimes
 from gateway.runtime.supervisor import PROCESSES_S
@@ -142,9 +143,16 @@ def test_every_server_beside_has_its_deployment() -> None:
 
 
 def test_lock_files_have_hashes_and_name_no_registry() -> None:
-    for name in ("requirements.lock", "build.lock", "models.lock"):
+    for name in ("requirements.lock", "llama.lock", "build.lock", "models.lock"):
         text = (DEPLOY / name).read_text()
         assert "://" not in text
         entries = re.split(r"\n(?=\S)", text.strip())
         assert entries
         assert all("--hash=sha256:" in entry for entry in entries if not entry.startswith("#")), name
+
+
+def test_the_library_is_of_the_version_that_is_installed() -> None:
+    """llama.lock repeats an entry of requirements.lock, and both are what pyproject.toml pins."""
+    entry = (DEPLOY / "llama.lock").read_text()
+    assert entry in (DEPLOY / "requirements.lock").read_text()
+    assert entry.startswith(llama_requirement(DEPLOY.parent) + " ")
