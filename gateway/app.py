@@ -39,7 +39,7 @@ from gateway.domain.money import cost_bound_nusd
 from gateway.domain.settlement import LedgerRow
 from gateway.edge.limits import Limits
 from gateway.edge.protocol import EdgeProtocol
-from gateway.ledger.migrations import migrate, sync_url
+from gateway.ledger.migrations import UnsupportedDatabase, migrate, sync_url
 from gateway.ledger.queries import keep_retention
 from gateway.ledger.writer import run_ledger
 from gateway.limits.sweeper import keep_swept
@@ -67,7 +67,11 @@ def serve(configuration: Configuration) -> int:
         host, port = configuration.static.server.address
         owner = own_port(host, port)
         boot = _boot(configuration, owner)
-    except (PortTaken, WeakPepper) as error:
+    except SQLAlchemyError as error:
+        # A driver's own words may hold the database's address.
+        sys.stderr.write(f"switchyard: ledger.url: the database cannot be used: {type(error).__name__}\n")
+        return 1
+    except (PortTaken, WeakPepper, UnsupportedDatabase) as error:
         sys.stderr.write(f"switchyard: {error}\n")
         return 1
     log = DirectSink(style=log_style(configuration))

@@ -267,6 +267,9 @@ class _Load:
                 ("ledger", "url"), "it is not a database URL", "write sqlite+aiosqlite:///path or postgresql+asyncpg://…"
             )
             return url
+        if dialect == "postgresql" and static.redis.url is None:
+            mend = "add redis.url, or write sqlite+aiosqlite:///path"
+            self._report(("ledger", "url"), "without Redis limits are counted in SQLite", mend)
         if driver not in ("aiosqlite", "asyncpg", "psycopg"):
             self._report(("ledger", "url"), "the driver is not an async one", "write sqlite+aiosqlite or postgresql+asyncpg")
         if dialect == "sqlite":

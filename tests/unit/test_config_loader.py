@@ -259,6 +259,7 @@ def test_every_problem_is_reported_at_once() -> None:
         ("ledger: {url: 'sqlite:///x.db'}", "ledger.url", "aiosqlite"),
         ("ledger: {url: 'sqlite+aiosqlite:///:memory:'}", "ledger.url", "file"),
         ("ledger: {url: 'postgresql+asyncpg://u:p@h/d'}", "ledger.url", "password"),
+        ("ledger: {url: 'postgresql+asyncpg://h/d'}", "ledger.url", "without Redis"),
         ("teams: {t: {limits: [{usd: 0, per: month}]}}", "teams.t.limits[0].usd", "greater than 0"),
         ("teams: {t: {limits: [{usd: -300, per: month}]}}", "teams.t.limits[0].usd", "greater than 0"),
         ("teams: {t: {limits: [{usd: 1, per: year}]}}", "teams.t.limits[0].per", "month"),

@@ -14,6 +14,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 # Any number that nobody else in the database uses: "SWYD" as ASCII.
 _ADVISORY_LOCK = 0x53575944
@@ -21,7 +23,7 @@ _SYNC_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 
 class UnsupportedDatabase(ValueError):
-    """The URL names a database that the gateway has no migrations for."""
+    """The URL names a database that the gateway has no migrations for: of another kind, or of a later release."""
 
 
 def sync_url(database_url: str) -> sa.URL:
@@ -51,7 +53,7 @@ def migrate(database_url: str) -> None:
     A SQLite file is created (0600) with its folder, and set to write-ahead logging for good.
 
     Raises:
-        UnsupportedDatabase: see `sync_url`.
+        UnsupportedDatabase: see `sync_url`; or a later release has been at work on it.
         sqlalchemy.exc.SQLAlchemyError: the database refuses or is out of reach.
     """
     url = sync_url(database_url)
@@ -75,10 +77,23 @@ def migrate(database_url: str) -> None:
             config = Config()
             config.set_main_option("script_location", "gateway.ledger:migrations")
             config.attributes["connection"] = connection
+            _no_newer(connection, config)
             # The advisory lock belongs to this connection and ends with it.
             command.upgrade(config, "head")
     finally:
         engine.dispose()
+
+
+def _no_newer(connection: sa.Connection, config: Config) -> None:
+    """Revisions are only ever added, so one that is not known here is of a later release."""
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    found = set(MigrationContext.configure(connection).get_current_heads())
+    connection.rollback()
+    if found - known:
+        raise UnsupportedDatabase(
+            f"the database is of a later release (revision {', '.join(sorted(found - known))}, known are those up to"
+            f" {max(known)}): run that release, or restore the backup from before the upgrade"
+        )
 
 
 @contextmanager
