@@ -234,6 +234,7 @@ class Parts:
     def cut(self, reason: GatewayError) -> None:
         """The drain time is over: end every open request with this error."""
         self._cut = True
+        self.gate.stop()  # first: a slot that a cut stream frees would reach a request that is about to be cut
         self.open_requests.interrupt(reason)
 
     def samples(self) -> bytes:

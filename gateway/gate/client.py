@@ -21,6 +21,7 @@ from gateway.gate.messages import (
     Refuse,
     Release,
     Samples,
+    Stop,
     from_gate,
     pack,
     pairs,
@@ -120,6 +121,10 @@ class GateClient:
                 self._link.write([Samples(0, self._samples())])
                 self._link.close()
                 self._link = None
+
+    def stop(self) -> None:
+        """The gateway's drain is over: the gate shall grant nothing any more, whatever is released from now on."""
+        self._say(Stop())
 
     async def acquire(
         self,

@@ -61,6 +61,10 @@ class LocalGate:
             self._asked.pop(serial, None)
         return GrantedSlot(deployment_id, serial, self._release)
 
+    def stop(self) -> None:
+        """See `FairQueue.stop`."""
+        self._queue.stop()
+
     def stats(self) -> dict[str, PoolStats]:
         """Every deployment that was ever asked for."""
         return self._queue.stats()

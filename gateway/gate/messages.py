@@ -52,6 +52,10 @@ class Cancel(msgspec.Struct, frozen=True, tag="c", array_like=True):
     serial: int
 
 
+class Stop(msgspec.Struct, frozen=True, tag="e", array_like=True):
+    """Worker to gate: the gateway's drain is over, so grant nothing any more, to no worker."""
+
+
 class Samples(msgspec.Struct, frozen=True, tag="m", array_like=True):
     """Worker to gate: its metrics, opaque here. `scrape` 0: unasked, its last word."""
 
@@ -80,7 +84,7 @@ class Scrape(msgspec.Struct, frozen=True, tag="s", array_like=True):
     scrape: int
 
 
-FromWorker = Hello | Acquire | Release | Cancel | Samples
+FromWorker = Hello | Acquire | Release | Cancel | Stop | Samples
 FromGate = Grant | Refuse | Scrape
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -160,8 +160,8 @@ class _Pool:
 class FairQueue:
     """Slots of all deployments and everybody who waits for one.
 
-    Invariant after every call: a deployment with a free slot has no waiter, and no grant ever takes one above its
-    limit (only `adopt` may, after a restart). Each call returns what it decided, for whichever tickets.
+    Invariant after every call but `stop`: a deployment with a free slot has no waiter, and no grant ever takes one above
+    its limit (only `adopt` may, after a restart). Each call returns what it decided, for whichever tickets.
 
     Args:
         max_waiting: length of the queue, all deployments together.
@@ -177,6 +177,11 @@ class FairQueue:
         self._deadlines: list[tuple[int, int, Ticket]] = []
         self._owned: dict[int, set[Ticket]] = {}
         self._seq = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Grant nothing any more: who waits, waits until it is cancelled or its time is over."""
+        self._stopped = True
 
     def set_limit(self, deployment: str, limit: int, now_us: int) -> list[Decision]:
         """Declare a deployment or change its bound; a smaller one lets what is in flight finish.
@@ -211,7 +216,7 @@ class FairQueue:
             raise ValueError("weight must be positive")
         for name in deployments:
             pool = self._pools[name]
-            if pool.in_flight < pool.limit:
+            if pool.in_flight < pool.limit and not self._stopped:
                 self._hold(ticket, pool, now_us)
                 return [Granted(ticket, name, 0)]
         chosen = tuple(dict.fromkeys(deployments))
@@ -376,7 +381,7 @@ class FairQueue:
     def _serve(self, pool: _Pool, now_us: int) -> list[Decision]:
         """Give the pool's free slots to whoever's turn it is."""
         decided: list[Decision] = []
-        while pool.in_flight < pool.limit and pool.waiting:
+        while pool.in_flight < pool.limit and pool.waiting and not self._stopped:
             lane = pool.first()
             waiter = next(iter(lane.waiting.values()))
             pool.charge(lane)

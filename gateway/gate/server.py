@@ -29,6 +29,7 @@ from gateway.gate.messages import (
     Release,
     Samples,
     Scrape,
+    Stop,
     from_worker,
     pack,
 )
@@ -174,6 +175,8 @@ class GateServer:
                 self._hello(connection, message)
             elif isinstance(message, Samples):
                 self._samples(connection, message)
+            elif isinstance(message, Stop):
+                self._queue.stop()
             else:
                 self._tell(self._ask(connection.owner, message))
         self._flush()

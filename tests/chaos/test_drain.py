@@ -94,10 +94,7 @@ async def test_sigterm_lets_streams_end_tells_who_waits_and_cuts_who_overstays(g
     for client in queued:
         text = await client.rest()
         assert b'"draining"' in text
-        if text.startswith(b"HTTP/1.1 200"):  # a worker that cut first freed the slot, and the wait ended before its own cut
-            assert ended(text)["code"] == "draining"
-        else:
-            assert text.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in text.lower(), text
+        assert text.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in text.lower(), text
     took = time.monotonic() - began
     assert await asyncio.to_thread(gateway.process.wait, 10) == 0
     assert DRAIN_S - 0.2 < took < DRAIN_S + 2.5

@@ -69,6 +69,25 @@ async def test_the_bound_is_one_for_all_workers(path: Path) -> None:
     server.close()
 
 
+async def test_when_one_worker_says_that_the_drain_is_over_no_worker_is_granted_a_slot(path: Path) -> None:
+    server = GateServer(2)
+    await server.start(path)
+    async with client(path, 0) as a, client(path, 1) as b:
+        slots = [await a.acquire(f"r{n}", "k", D, 10) for n in range(2)]
+        waiting = asyncio.get_running_loop().create_task(b.acquire("r", "k", D, 10))
+        await until(lambda: server.stats()["d"].waiting == 1)
+        a.stop()
+        for slot in slots:
+            slot.release()
+        await until(lambda: server.stats()["d"].in_flight == 0)
+        assert server.stats()["d"].waiting == 1 and not waiting.done()
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        await until(lambda: server.stats()["d"].waiting == 0)
+    server.close()
+
+
 async def test_a_dead_workers_slots_are_freed(path: Path) -> None:
     server = GateServer(2)
     await server.start(path)

@@ -38,6 +38,17 @@ def test_grants_up_to_the_limit_then_queues() -> None:
     assert q.stats() == {"d": PoolStats(2, 2, 0)}
 
 
+def test_after_a_stop_nothing_is_granted() -> None:
+    q = queue(d=1)
+    ask(q, 1)
+    assert ask(q, 2, wait=10) == []
+    q.stop()
+    assert q.release((1, 1), 5) == [] and q.set_limit("d", 9, 5) == []
+    assert ask(q, 3, now=5, wait=10) == [], "though there is a free slot"
+    assert [type(one) for one in q.expire(20)] == [Refused, Refused]
+    assert q.cancel((1, 2), 20) == []
+
+
 def test_release_is_idempotent() -> None:
     q = queue(d=1)
     ask(q, 1)
