@@ -1,7 +1,9 @@
 """The ledger of a gateway without Redis: one writer thread owns the SQLite file.
 
 An `open` is committed before it returns, at once when the writer is idle; what arrives during a commit shares the next
-one. Final rows alone wait up to 5 ms for company: nobody waits for them. WAL with synchronous=NORMAL: a killed process
+one. Final rows alone wait up to 5 ms for company: nobody waits for them. The rows of one turn of the event loop are
+handed over together, and up to 64 are one statement: at each handover, and for each row that SQLite is asked to write by
+itself, two threads fight for the interpreter. WAL with synchronous=NORMAL: a killed process
 loses nothing that was committed, a power failure may lose the last commits (sqlite.org/wal.html, "Durability").
 """
 
@@ -27,12 +29,13 @@ from gateway.domain.settlement import LedgerRow
 from gateway.ledger.models import ROW_FIELDS
 
 _COLUMNS = ", ".join(f'"{name}"' for name in (*ROW_FIELDS, "state", "charges"))
-_MARKS = ", ".join("?" for _ in range(len(ROW_FIELDS) + 2))
-_INSERT = f"INSERT INTO ledger ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (id) DO "  # noqa: S608  # our own column names
-_OPEN = _INSERT + "NOTHING"
+_MARKS = "(" + ", ".join("?" for _ in range(len(ROW_FIELDS) + 2)) + ")"
+_INSERT = f"INSERT INTO ledger ({_COLUMNS}) VALUES "  # noqa: S608  # our own column names
+#: How many rows a statement writes: few texts, so that SQLite's statement cache holds them all.
+_SIZES = (64, 16, 4, 1)
+_OPEN = " ON CONFLICT (id) DO NOTHING"
 _FINAL = (
-    _INSERT
-    + "UPDATE SET "
+    " ON CONFLICT (id) DO UPDATE SET "
     + ", ".join(f'"{name}" = excluded."{name}"' for name in (*ROW_FIELDS[1:], "state", "charges"))
     + " WHERE ledger.state = 'open' OR (ledger.outcome = 'abandoned' AND excluded.outcome <> 'abandoned')"
 )
@@ -83,7 +86,9 @@ class EmbeddedLedger:
         self._linger_s = linger_s
         self._retry_s = retry_s
         self._max_waiting = max_waiting
-        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._turn: list[_Item] = []
+        self._given = self._taken = 0  # rows: counted by the loop's thread, and by the writer's
+        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock: int | None = None
         self._failing = ""
@@ -95,7 +100,7 @@ class EmbeddedLedger:
     @property
     def ready(self) -> bool:
         """Whether requests can be recorded now."""
-        return self._thread is not None and not self._failing and self._queue.qsize() < self._max_waiting
+        return self._thread is not None and not self._failing and self._given - self._taken < self._max_waiting
 
     def start(self, now_us: int) -> int:
         """Take the file, mark what a former process left open as abandoned, start the writer. Blocks for moments.
@@ -132,7 +137,7 @@ class EmbeddedLedger:
         if not self.ready:
             raise LedgerUnavailable(self._failing or "too many rows wait to be written")
         waiter = asyncio.get_running_loop().create_future()
-        self._queue.put(_Item((*msgspec.structs.astuple(row), "open", charges), waiter))
+        self._give(_Item((*msgspec.structs.astuple(row), "open", charges), waiter))
         await waiter
 
     def append(self, row: LedgerRow, charges: bytes) -> None:
@@ -141,7 +146,19 @@ class EmbeddedLedger:
         if self._thread is None:
             self._give_up(item, "the ledger is closed")
         else:
-            self._queue.put(item)
+            self._give(item)
+
+    def _give(self, item: _Item) -> None:
+        """Hand over with the others of this turn."""
+        if not self._turn:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._turn.append(item)
+        self._given += 1
+
+    def _hand_over(self) -> None:
+        turn, self._turn = self._turn, []
+        if turn:
+            self._queue.put(turn)
 
     def recent(self, since_us: int) -> Sequence[tuple[int, bool, bytes]]:
         """(admitted_us, settled, charges) of every row admitted since; let it reach back as far as the longest period."""
@@ -151,10 +168,11 @@ class EmbeddedLedger:
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what waits and give the file back. Blocks, at most `timeout_s` and one try; what fails is logged whole."""
         if self._thread is not None:
+            self._hand_over()
             self._queue.put(None)
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                _log.error("ledger writer did not end in time", extra={"waiting": self._queue.qsize()})
+                _log.error("ledger writer did not end in time", extra={"waiting": self._given - self._taken})
             self._thread = None
         self._release()
 
@@ -185,16 +203,17 @@ class EmbeddedLedger:
         """The next batch (empty only after a pause) and whether it is the last one. Lingers while nobody waits."""
         batch: list[_Item] = []
         try:
-            item = self._queue.get(timeout=pause_s)
+            items = self._queue.get(timeout=pause_s)
             deadline = time.monotonic() + self._linger_s
             urgent = False
-            while item is not None:
-                batch.append(item)
-                urgent = urgent or item.waiter is not None
+            while items is not None:
+                batch += items
+                self._taken += len(items)
+                urgent = urgent or any(item.waiter is not None for item in items)
                 left_s = 0.0 if urgent else deadline - time.monotonic()
                 if len(batch) >= 1000:
                     return batch, False
-                item = self._queue.get(timeout=left_s) if left_s > 0 else self._queue.get_nowait()
+                items = self._queue.get(timeout=left_s) if left_s > 0 else self._queue.get_nowait()
         except queue.Empty:
             return batch, False
         return batch, True
@@ -208,8 +227,8 @@ class EmbeddedLedger:
             if heartbeat:
                 # While failing there may be nothing to write: this number makes the disk prove itself.
                 database.execute(f"PRAGMA user_version = {heartbeat % 2**31}")
-            database.executemany(_OPEN, [item.values for item in opens])
-            database.executemany(_FINAL, [item.values for item in finals])
+            _write(database, _OPEN, opens)
+            _write(database, _FINAL, finals)
             database.execute("COMMIT")
         except Exception as error:
             with suppress(sqlite3.Error):
@@ -276,6 +295,16 @@ class EmbeddedLedger:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _write(database: sqlite3.Connection, how: str, items: Sequence[_Item]) -> None:
+    """Insert rows in their order."""
+    at = 0
+    for size in _SIZES:
+        while len(items) - at >= size:
+            values = [value for item in items[at : at + size] for value in item.values]
+            database.execute(_INSERT + ", ".join([_MARKS] * size) + how, values)
+            at += size
 
 
 def _resolve(waiters: Sequence[asyncio.Future[None]], reason: str) -> None:

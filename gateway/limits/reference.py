@@ -54,31 +54,66 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 class _Rate:
-    """One rolling counter: charge per non-empty sub-window, and the last sub-window charged."""
+    """One rolling counter: charge per non-empty sub-window, their sum, and the last sub-window charged."""
 
-    __slots__ = ("charges", "last", "width")
+    __slots__ = ("charges", "last", "sum", "width")
 
     def __init__(self, window_ms: int) -> None:
         self.width = subwindow_us(window_ms)
         self.last = -1
+        self.sum = 0
         self.charges: dict[int, int] = {}
 
     def now(self, now_us: int) -> int:
         return max(now_us // self.width, self.last)
 
     def used(self, now_us: int) -> int:
-        oldest = self.now(now_us) - SUBWINDOWS
-        return sum([amount for at, amount in self.charges.items() if at >= oldest])
+        now = now_us // self.width
+        if now <= self.last:
+            return self.sum
+        return sum([amount for at, amount in self.charges.items() if at >= now - SUBWINDOWS])
 
     def add(self, at: int, amount: int, now_us: int) -> None:
-        self.last = self.now(now_us)
-        for gone in [old for old in self.charges if old < self.last - SUBWINDOWS]:
-            del self.charges[gone]
-        self.charges[at] = self.charges.get(at, 0) + min(amount, MAX_AMOUNT - sum(self.charges.values()))
+        now = self.now(now_us)
+        if now != self.last:
+            self.last = now
+            for gone in [old for old in self.charges if old < now - SUBWINDOWS]:
+                self.sum -= self.charges.pop(gone)
+        self.change(at, min(amount, MAX_AMOUNT - self.sum))
+
+    def change(self, at: int, amount: int) -> None:
+        """Add to a sub-window that counts, or take from it."""
+        self.charges[at] = self.charges.get(at, 0) + amount
+        self.sum += amount
 
     def leaves_us(self, at: int) -> int:
         """When a sub-window stops counting."""
         return (at + SUBWINDOWS + 1) * self.width
+
+
+class _Slots:
+    """Who holds slots until when. None ends before `first`, so that mostly all count."""
+
+    __slots__ = ("ends", "first")
+
+    def __init__(self) -> None:
+        self.ends: dict[str, int] = {}
+        self.first = 0
+
+    def used(self, now_us: int) -> int:
+        if now_us < self.first:
+            return len(self.ends)
+        self.first = min(self.ends.values(), default=0)
+        return sum([end > now_us for end in self.ends.values()])
+
+    def take(self, id: str, until_us: int) -> None:
+        if not self.ends or until_us < self.first:
+            self.first = until_us
+        self.ends[id] = until_us
+
+    def tidy(self, now_us: int) -> None:
+        if now_us >= self.first:
+            self.ends = {id: end for id, end in self.ends.items() if end > now_us}
 
 
 class _Open(msgspec.Struct):
@@ -130,7 +165,7 @@ class Counters:
     def __init__(self) -> None:
         self._rates: dict[str, _Rate] = {}
         self._quotas: dict[str, tuple[int, int]] = {}
-        self._leases: dict[str, dict[str, int]] = {}
+        self._leases: dict[str, _Slots] = {}
         self._open: dict[str, _Open] = {}
         self._until_prune = _PRUNE_EVERY
 
@@ -142,21 +177,17 @@ class Counters:
         """
         if id in self._open:
             raise ValueError(f"reservation {id} exists")
-        first, retry_us = -1, 0
-        for index, rule in enumerate(rules):
-            wait = self._wait_us(rule, now_us)
-            if wait is not None:
-                first = index if first < 0 else first
-                retry_us = max(retry_us, wait)
-        if first >= 0:
-            states = tuple([self._state(rule, lease_ms, now_us) for rule in rules])
-            return Refused(first, _ms(retry_us), states)
+        used = [self._used(rule, now_us) for rule in rules]
+        refusing = [index for index, rule in enumerate(rules) if used[index] + rule.cost > rule.limit]
+        if refusing:
+            retry_us = max([self._wait_us(rules[index], used[index], now_us) for index in refusing])
+            return Refused(refusing[0], _ms(retry_us), self.states(rules, lease_ms, now_us))
         at = tuple([self._charge(id, rule, now_us + lease_ms * 1000, now_us) for rule in rules])
         self._open[id] = _Open(tuple(rules), at, now_us, now_us + lease_ms * 1000)
         self._until_prune -= 1
         if not self._until_prune:
             self.prune(now_us)
-        return Admitted(tuple([self._state(rule, lease_ms, now_us) for rule in rules]))
+        return Admitted(self.states(rules, lease_ms, now_us))
 
     def settle(self, id: str, actual: Sequence[int], now_us: int) -> Settled | None:
         """Replace the reserved by the actual amounts and free the slots; None when this id is not open."""
@@ -166,7 +197,8 @@ class Counters:
         overruns = 0
         for rule, at, used in zip(opened.rules, opened.at, actual, strict=True):
             if rule.kind == "lease":
-                self._leases.get(rule.name, {}).pop(id, None)
+                if (held := self._leases.get(rule.name)) is not None:
+                    held.ends.pop(id, None)
                 continue
             more = used - rule.cost
             overruns += more > 0
@@ -178,13 +210,13 @@ class Counters:
                 rate = self._rate(rule.name, rule.window_ms)
                 rate.add(rate.now(now_us), more, now_us)
             elif more < 0 and (known := self._rates.get(rule.name)) is not None and at in known.charges:
-                known.charges[at] += more
+                known.change(at, more)
         return Settled(overruns)
 
     def renew(self, id: str, slots: Sequence[str], output_tokens: int, lease_ms: int, now_us: int) -> None:
         """Prolong a live request's leases, even above the limit when one was lost, and note its progress."""
         for name in slots:
-            self._leases.setdefault(name, {})[id] = now_us + lease_ms * 1000
+            self._slots(name).take(id, now_us + lease_ms * 1000)
         opened = self._open.get(id)
         if opened is not None:
             opened.expires_us = now_us + lease_ms * 1000
@@ -226,7 +258,7 @@ class Counters:
             del self._rates[name]
         for name in [name for name, (_, ends_us) in self._quotas.items() if ends_us <= now_us]:
             del self._quotas[name]
-        for name in [name for name, held in self._leases.items() if all(end <= now_us for end in held.values())]:
+        for name in [name for name, held in self._leases.items() if not held.used(now_us)]:
             del self._leases[name]
 
     def _rate(self, name: str, window_ms: int) -> _Rate:
@@ -235,23 +267,28 @@ class Counters:
             rate = self._rates[name] = _Rate(window_ms)
         return rate
 
+    def _slots(self, name: str) -> _Slots:
+        held = self._leases.get(name)
+        if held is None:
+            held = self._leases[name] = _Slots()
+        return held
+
     def _used(self, rule: Rule, now_us: int) -> int:
         if rule.kind == "lease":
-            return sum([end > now_us for end in self._leases.get(rule.name, {}).values()])
+            held = self._leases.get(rule.name)
+            return 0 if held is None else held.used(now_us)
         if rule.kind == "quota":
             return self._quotas.get(rule.name, (0, 0))[0]
         rate = self._rates.get(rule.name)
         return 0 if rate is None else rate.used(now_us)
 
-    def _wait_us(self, rule: Rule, now_us: int) -> int | None:
-        """None when the rule admits now, else after how many µs it would."""
-        over = self._used(rule, now_us) + rule.cost - rule.limit
-        if over <= 0:
-            return None
+    def _wait_us(self, rule: Rule, used: int, now_us: int) -> int:
+        """After how many µs a rule that refuses now would admit."""
+        over = used + rule.cost - rule.limit
         if rule.kind == "quota":
             return rule.window_ms * 1000
         if rule.kind == "lease":
-            ends = sorted(end for end in self._leases.get(rule.name, {}).values() if end > now_us)
+            ends = sorted(end for end in self._slots(rule.name).ends.values() if end > now_us)
             first_free = ends[over - 1] - now_us if over <= len(ends) else SLOT_RETRY_MS * 1000
             return min(first_free, SLOT_RETRY_MS * 1000)
         rate = self._rates.get(rule.name) or _Rate(rule.window_ms)
@@ -265,11 +302,10 @@ class Counters:
     def _charge(self, id: str, rule: Rule, expires_us: int, now_us: int) -> int:
         """Charge one rule; the sub-window that it was charged to, 0 for other kinds."""
         if rule.kind == "lease":
-            held = self._leases.setdefault(rule.name, {})
+            held = self._slots(rule.name)
             if now_us // 1_000_000 % TIDY_S == 0:
-                for gone in [id for id, end in held.items() if end <= now_us]:
-                    del held[gone]
-            held[id] = expires_us
+                held.tidy(now_us)
+            held.take(id, expires_us)
             return 0
         if rule.kind == "quota":
             used, _ = self._quotas.get(rule.name, (0, 0))
