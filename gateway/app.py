@@ -33,6 +33,7 @@ from gateway.config.model_files import weights_mb
 from gateway.config.problems import ConfigError, Problem
 from gateway.config.settings import Configuration
 from gateway.config.snapshot import EngineSpec, Snapshot
+from gateway.config.templates import sources, try_templates
 from gateway.config.welcome import greeting, welcome
 from gateway.domain.engines import EngineKeep
 from gateway.domain.money import cost_bound_nusd
@@ -187,6 +188,7 @@ def _check(running: Configuration, log: DirectSink, data: bytes) -> None:
     if found.snapshot.engines != running.snapshot.engines:
         file = str(running.file)
         raise ConfigError([Problem(file, "engines", "engines changed, and they are started only once", "restart the gateway")])
+    try_templates(found.snapshot, running.file, {source for _, source in sources(running.snapshot)})
     try:
         _no_clash(running, found.snapshot)
     except SQLAlchemyError as error:  # a configuration can be mended while the database is out; the file's names win

@@ -90,7 +90,7 @@ def remote(
     limits = deployment.timeouts
     timeouts = Timeouts(connect_s=limits.connect_s, idle_s=limits.idle_s, total_s=limits.total_s)
     can = _corrected(dialect.capabilities, deployment)
-    template = ChatTemplate(deployment.template) if deployment.template else None
+    template = ChatTemplate(deployment.template, eos_token=deployment.template_eos) if deployment.template else None
     inner: Backend = RemoteBackend(
         dialect,
         transport if headers is None else Adding(transport, headers),

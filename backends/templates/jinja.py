@@ -2,35 +2,31 @@
 
 Source: Hugging Face transformers 5.x `utils/chat_template_utils.py` (trim_blocks, lstrip_blocks, loop controls, the
 `generation` block, `raise_exception`, `strftime_now`, `tojson` without HTML escaping), which is what templates are
-written against. The source comes from a model file, so it is bounded: immutable sandbox, no large products, output
-and ranges limited; a template that loops without output is not stopped.
+written against. The source comes from a model file, so it is bounded in time and size; see `sandbox`.
 """
 
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
 import msgspec
-from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from backends.core.errors import BadRequest
 from backends.core.request import Message, Text, Tool
 from backends.parsing.sanitise import public
 from backends.templates.conversation import Marker, Shape, conversation, plain, tool_list
+from backends.templates.sandbox import MAX_OUTPUT, Sandbox, TooSlow
 
-#: Longest template source and longest rendered prompt, in characters.
+#: Longest template source, in characters.
 MAX_SOURCE = 1024 * 1024
-MAX_OUTPUT = 64 * 1024 * 1024
-_MAX_PRODUCT = 1024 * 1024
+#: How long one rendering may take.
+RENDER_S = 2.0
+_MAX_INDENT = 64
 _PROBE = Text("a probing sentence")
 _TOOL = Tool("a_probing_tool", "probes", msgspec.Raw(b'{"type": "object", "properties": {}}'))
 
@@ -42,38 +38,6 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
     trusted: bool
 
 
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: marks the assistant's turn for training; here only its content."""
-
-    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The block's body, in its place."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses products and powers that would fill the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(  # the names are jinja2's
-        self,
-        context: jinja2.runtime.Context,  # noqa: ARG002
-        operator_: str,
-        left: Any,
-        right: Any,
-    ) -> Any:
-        """Multiply, within bounds."""
-        if operator_ == "**":
-            raise SecurityError("powers are not for templates")
-        for sized, times in ((left, right), (right, left)):
-            if isinstance(sized, str | list | tuple) and isinstance(times, int) and len(sized) * times > _MAX_PRODUCT:
-                raise SecurityError("a product that is too large")
-        return operator.mul(left, right)
-
-
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -81,6 +45,8 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    if indent is not None and not 0 <= indent <= _MAX_INDENT:
+        raise SecurityError("an indentation that is too large")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -113,9 +79,7 @@ class ChatTemplate:
         """
         if len(source) > MAX_SOURCE:
             raise ValueError(f"a chat template of {len(source)} characters; at most {MAX_SOURCE} are allowed")
-        environment = _Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"], autoescape=False
-        )
+        environment = self._environment = Sandbox()
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         if clock is not None:
@@ -202,16 +166,22 @@ class ChatTemplate:
         turns = conversation(messages, shape, mark)
         out: list[str] = []
         size = 0
+        pieces = self._template.generate(
+            messages=turns, tools=tool_list(tools, mark) or None, add_generation_prompt=prompt, **self._variables
+        )
         try:
-            for piece in self._template.generate(
-                messages=turns, tools=tool_list(tools, mark) or None, add_generation_prompt=prompt, **self._variables
-            ):
-                size += len(piece)
-                if size > MAX_OUTPUT:
-                    raise BadRequest(f"The rendered prompt is longer than {MAX_OUTPUT} characters.", param="messages")
-                out.append(piece)
+            with self._environment.within(RENDER_S):
+                for piece in pieces:
+                    size += len(piece)
+                    if size > MAX_OUTPUT:
+                        raise BadRequest(f"The rendered prompt is longer than {MAX_OUTPUT} characters.", param="messages")
+                    out.append(piece)
         except BadRequest:
             raise
+        except TooSlow:
+            raise Overlong(
+                f"The model's chat template did not render these messages within {RENDER_S:g} s.", param="messages"
+            ) from None
         except (
             jinja2.TemplateError,
             TypeError,
@@ -220,6 +190,7 @@ class ChatTemplate:
             AttributeError,
             ArithmeticError,
             RecursionError,
+            MemoryError,
         ) as error:
             raise _Unsuitable(
                 "The model's chat template cannot render these messages.",
@@ -238,6 +209,10 @@ class ChatTemplate:
             except BadRequest:
                 shown.append(False)
         return Shape(parts=True) if shown == [False, True] else Shape()
+
+
+class Overlong(BadRequest):
+    """The template did not render these messages in time."""
 
 
 class _Unsuitable(BadRequest):

@@ -16,6 +16,7 @@ from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabili
 from backends.core.request import Sampling
 from backends.templates.families import FAMILIES
 from backends.templates.families import named as _builtin
+from backends.templates.sources import Source
 from gateway.config.compiled_engines import compile_engine
 from gateway.config.compiled_limits import ANY_KEY, ANY_USER, GATEWAY, compile_limits
 from gateway.config.dynamic import (
@@ -32,6 +33,7 @@ from gateway.config.model_files import tokenizer_problem
 from gateway.config.problems import KeyPath
 from gateway.config.secrets import BadReference, resolve_reference
 from gateway.config.snapshot import EngineSpec, Snapshot, Team
+from gateway.config.templates import find as find_template
 from gateway.config.validation import suggestion
 from gateway.domain.money import PICO_PER_USD_PER_MILLION
 from gateway.domain.principal import LimitSpec, Principal
@@ -109,7 +111,7 @@ class Compiler:
     def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
         path: KeyPath = ("engines", name)
         self._one_of((*path, "kind"), entry.kind, registry.ENGINES, "engine")
-        template = self._jinja((*path, "template"), entry.template)
+        template = self._template((*path, "template"), entry.template).template
         known = self._families(path, entry)
         return compile_engine(name, entry, self._base, template=template, known=known, report=self._report)
 
@@ -123,6 +125,7 @@ class Compiler:
                 self._one_of((*path, "capabilities", side), one, CAPABILITY_NAMES, "request parameter")
         for one in sorted(set(entry.capabilities.adds) & set(entry.capabilities.lacks)):
             self._report((*path, "capabilities"), f"{one!r} is both added and taken away", "keep it in one of the two")
+        template = self._template((*path, "template"), entry.template)
         return Deployment(
             id=name,
             model=entry.model,
@@ -139,7 +142,8 @@ class Compiler:
             price=compiled_price(entry.price),
             later_prices=self._later_prices(path, entry),
             keepalive_s=entry.keepalive_s,
-            template=self._jinja((*path, "template"), entry.template),
+            template=template.template,
+            template_eos=template.eos_token,
             template_stops=FAMILIES[builtin].stops if (builtin := _builtin(entry.template)) in FAMILIES else (),
             verify_tls=entry.verify_tls,
             early_keepalive_s=entry.early_keepalive_s,
@@ -222,18 +226,16 @@ class Compiler:
             )
         return value
 
-    def _jinja(self, path: KeyPath, file: str | None) -> str:
-        """The source of a template."""
-        if file is None:
-            return ""
-        if builtin := _builtin(file):
+    def _template(self, path: KeyPath, text: str | None) -> Source:
+        """A chat template: a built-in one, or what the named file holds."""
+        if builtin := _builtin(text):
             self._one_of(path, builtin, FAMILIES, "built-in template")
-            return FAMILIES[builtin].template if builtin in FAMILIES else ""
         try:
-            return resolve_reference(f"file:{file}", self._base)
-        except BadReference as bad:
-            self._report(path, bad.problem, "write the path of a readable jinja file")
-            return ""
+            return find_template(text, self._base)
+        except ValueError as error:
+            mend = "write the path of a jinja file, a tokenizer_config.json, a GGUF or a model's folder"
+            self._report(path, str(error), mend)
+            return Source("")
 
     def _tokenizer(self, path: KeyPath, file: str | None) -> str:
         """The path of a tokenizer.json."""
@@ -302,7 +304,7 @@ class Compiler:
             owned_by=entry.owned_by,
             limits=self._limits(entry.limits, f"model:{name}", path, self._dynamic.gateway.timezone),
             tokenizer=self._tokenizer(path, entry.tokenizer.file),
-            chat_template=self._jinja((*path, "tokenizer", "template"), entry.tokenizer.template),
+            chat_template=self._template((*path, "tokenizer", "template"), entry.tokenizer.template).template,
         )
 
     def _defaults(self, path: KeyPath, entry: ModelEntry, deployments: Iterable[Deployment]) -> None:

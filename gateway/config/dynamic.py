@@ -277,7 +277,8 @@ class DeploymentEntry(Entry):
     )
     template: str | None = Field(
         default=None,
-        description="path of a chat template (jinja) for dialects that need the prompt rendered by us, or builtin: and one of"
+        description="chat template for dialects that need the prompt rendered by us: path of a jinja file, of a"
+        " tokenizer_config.json, of a GGUF or of a model's folder, or builtin: and one of"
         " chatml, qwen, llama2, llama3, mistral, zephyr, gemma, phi, alpaca, vicuna, deepseek",
     )
     tools: str | None = Field(
@@ -330,7 +331,7 @@ class TokenizerEntry(Entry):
         default=None,
         min_length=1,
         max_length=4096,
-        description="path of the model's chat template (jinja), which makes the count of a conversation exact",
+        description="the model's chat template, which makes the count of a conversation exact: as deployments.<name>.template",
     )
 
 

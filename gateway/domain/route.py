@@ -38,8 +38,9 @@ class Deployment(msgspec.Struct, frozen=True):
     capabilities. `later_prices`: (µs UTC from which it holds, price), by instant; before the first `price` holds.
     `max_in_flight`: None = unbounded. `keepalive_s`: how long an idle upstream connection is kept.
     `tools`, `thinking`: the family in whose ways the model's text is read for tool calls and thoughts, "" = not at all.
-    `template_stops`: strings that end an answer under its chat template. `options`: what the dialect wants to know of
-    this server beyond its quirks. `tokenizer`: the path of its model's tokenizer.json, "" = none is known.
+    `template_eos`: the text that `eos_token` stands for in its chat template; `template_stops`: strings that end an answer
+    under it. `options`: what the dialect wants to know of this server beyond its quirks. `tokenizer`: the path of its
+    model's tokenizer.json, "" = none is known.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Deployment(msgspec.Struct, frozen=True):
     later_prices: tuple[tuple[int, Price], ...] = ()
     keepalive_s: float = 4.0
     template: str = ""
+    template_eos: str = ""
     template_stops: tuple[str, ...] = ()
     verify_tls: bool = True
     early_keepalive_s: float | None = None

@@ -7,6 +7,7 @@ from backends.core.request import GenerationRequest, ImageInput, Message, Prompt
 from backends.engines.llamacpp.model import Model
 from backends.engines.options import EngineLoadFailed
 from backends.templates.jinja import ChatTemplate
+from backends.templates.probe import examine
 
 
 class Prompts:
@@ -19,10 +20,12 @@ class Prompts:
         self._template: ChatTemplate | None = None
         source = template or model.template()
         if source:
+            whose = "configured" if template else "model's own"
+            if problem := examine(source):
+                raise EngineLoadFailed(f"the {whose} template cannot be used: {problem}")
             try:
                 self._template = ChatTemplate(source, model.bos, model.eos)
             except ValueError as error:
-                whose = "configured" if template else "model's own"
                 raise EngineLoadFailed(f"the {whose} {error}") from None
 
     @property
