@@ -43,6 +43,7 @@ from gateway.edge.protocol import EdgeProtocol
 from gateway.ledger.migrations import UnsupportedDatabase, migrate, sync_url
 from gateway.ledger.queries import keep_retention
 from gateway.ledger.writer import run_ledger
+from gateway.limits.suitability import examined
 from gateway.limits.sweeper import keep_swept
 from gateway.parts import Parts
 from gateway.pipeline.clock import wall_us
@@ -62,6 +63,13 @@ from gateway.telemetry.sink import DirectSink, Sink
 
 def serve(configuration: Configuration) -> int:
     """Run the gateway until it is told to stop; returns the exit status."""
+    log = DirectSink(style=log_style(configuration))
+    if configuration.redis_url is not None:
+        for finding in examined(configuration.redis_url):
+            if finding.severity == "error":
+                sys.stderr.write(f"switchyard: redis.url: {finding.message}\n")
+                return 1
+            log.event("redis_unwise", reason=finding.message)
     make_private(configuration.state_dir, "state_dir")
     make_private(configuration.run_dir, "server.run_dir")
     try:
@@ -75,7 +83,6 @@ def serve(configuration: Configuration) -> int:
     except (PortTaken, WeakPepper, UnsupportedDatabase) as error:
         sys.stderr.write(f"switchyard: {error}\n")
         return 1
-    log = DirectSink(style=log_style(configuration))
     server = configuration.static.server
     times = DrainTimes(delay_s=server.drain_delay_s, drain_s=server.drain_s)
     reload = None

@@ -145,38 +145,53 @@ def _serve(chosen: argparse.Namespace) -> int:
 def _check(chosen: argparse.Namespace) -> int:
     found = load(chosen.file)
     snapshot = found.snapshot
-    if chosen.json:
-        print(json.dumps({"file": str(chosen.file), "sound": True, "version": snapshot.version, "problems": []}))
-    else:
-        counts = {
-            "models": len({route.name for route in snapshot.models.values()}),
-            "deployments": len(snapshot.deployments),
-            "engines": len(snapshot.engines),
-            "teams": len(snapshot.teams),
-            "declared keys": len(snapshot.declared_keys),
-        }
-        print(f"{chosen.file}: sound; version {snapshot.version}")
-        print(", ".join(f"{count} {what}" for what, count in counts.items()))
-        if chosen.explain:
-            from gateway.explain import explanation
+    unfit = []
+    if found.redis_url is not None:
+        from gateway.limits.suitability import examined
 
-            print()
-            print(explanation(snapshot), end="")
+        unfit = examined(found.redis_url)
+    sound = all(finding.severity != "error" for finding in unfit)
+    said = [{"severity": finding.severity, "key": "redis.url", "problem": finding.message} for finding in unfit]
+    if chosen.json:
+        head = {"file": str(chosen.file), "sound": sound, "version": snapshot.version}
+        errors = [one for one in said if one["severity"] == "error"]
+        print(json.dumps({**head, "problems": errors, "warnings": [one for one in said if one not in errors]}))
+        return 0 if sound else 1
+    for one in said:
+        print(f"{chosen.file}: {one['key']}: {one['severity']}: {one['problem']}", file=sys.stderr)
+    if not sound:
+        return 1
+    counts = {
+        "models": len({route.name for route in snapshot.models.values()}),
+        "deployments": len(snapshot.deployments),
+        "engines": len(snapshot.engines),
+        "teams": len(snapshot.teams),
+        "declared keys": len(snapshot.declared_keys),
+    }
+    print(f"{chosen.file}: sound; version {snapshot.version}")
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    if chosen.explain:
+        from gateway.explain import explanation
+
+        print()
+        print(explanation(snapshot), end="")
     return 0
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
     import msgspec
 
-    from gateway.doctor import examine
+    from gateway.doctor import chosen_caps, examine
 
-    known = configuration(chosen).snapshot.deployments
+    snapshot = configuration(chosen).snapshot
+    known = snapshot.deployments
     for name in chosen.deployments:
         if name not in known:
             raise Refused(
                 f"there is no deployment named {name!r}; {suggestion(name, sorted(known)) or 'see the configuration'}"
             )
-    reports = asyncio.run(examine([known[name] for name in chosen.deployments or known], chosen.timeout))
+    caps = chosen_caps(snapshot.models.values())
+    reports = asyncio.run(examine([known[name] for name in chosen.deployments or known], chosen.timeout, caps))
     rows = [msgspec.to_builtins(report) for report in reports]
     if chosen.json:
         print(json.dumps(rows, indent=2))

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from types import MappingProxyType
 
 import msgspec
 
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend
-from backends.core.errors import BackendError, GatewayError, UpstreamTimeout, UpstreamUnavailable
+from backends.core.errors import BackendError, GatewayError, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
 from backends.core.events import TextDelta
 from backends.core.fold import Answer, Fold
 from backends.core.request import (
@@ -30,12 +31,16 @@ from backends.core.request import (
     Tool,
     ToolChoice,
 )
-from gateway.domain.route import Deployment
+from gateway.domain.route import Deployment, Route
+from gateway.limits.rules import Demand
+from gateway.pipeline.estimate import output_cap
 from gateway.places import models_of, remote, template_source
 
 #: Output cap of every probe, in tokens.
 CAP = 64
 _SMALL_CAP = 8
+#: What the short question of a probe takes at most, with what a template adds.
+_PROMPT_TOKENS = 64
 _SCHEMA = b'{"type":"object","properties":{"colour":{"type":"string"}},"required":["colour"],"additionalProperties":false}'
 _TOOL = Tool(
     "get_weather",
@@ -68,9 +73,30 @@ class Report(msgspec.Struct):
         return not self.findings
 
 
-async def examine(deployments: Sequence[Deployment], timeout_s: float) -> list[Report]:
-    """A report on each, one after the other. `timeout_s` bounds each probe."""
-    return [await _Examination(one, timeout_s).run() for one in deployments]
+async def examine(
+    deployments: Sequence[Deployment], timeout_s: float, caps: Mapping[str, ChosenCap] = MappingProxyType({})
+) -> list[Report]:
+    """A report on each, one after the other. `timeout_s` bounds each probe, `caps` are `chosen_caps`."""
+    return [await _Examination(one, timeout_s, caps.get(one.id)).run() for one in deployments]
+
+
+class ChosenCap(msgspec.Struct, frozen=True):
+    """The output cap that a request without one is sent with, where a limit applies: tokens, and the model it is of."""
+
+    model: str
+    tokens: int
+
+
+def chosen_caps(routes: Iterable[Route]) -> dict[str, ChosenCap]:
+    """The largest cap that the gateway chooses for each deployment, by its id."""
+    found: dict[str, ChosenCap] = {}
+    for route in routes:
+        cap = output_cap(route.default_output_tokens, route.context, Demand(_PROMPT_TOKENS), ())
+        for tier in route.tiers:
+            for one in tier:
+                if one.id not in found or found[one.id].tokens < cap:
+                    found[one.id] = ChosenCap(route.name, cap)
+    return found
 
 
 class _Probe(msgspec.Struct):
@@ -82,8 +108,9 @@ class _Probe(msgspec.Struct):
 
 
 class _Examination:
-    def __init__(self, deployment: Deployment, timeout_s: float) -> None:
+    def __init__(self, deployment: Deployment, timeout_s: float, chosen: ChosenCap | None = None) -> None:
         self._deployment = deployment
+        self._chosen = chosen
         self._timeout_s = timeout_s
         self._report = Report(deployment.id, findings=[])
 
@@ -111,6 +138,7 @@ class _Examination:
             if "embeddings" in can:
                 await self._embedding(backend)
             return
+        await self._chosen_cap(backend, can)
         await self._streaming(backend, can, whole)
         probes: tuple[tuple[str, Callable[[Backend, Capabilities], Awaitable[None]]], ...] = (
             ("tools", self._tools),
@@ -142,6 +170,27 @@ class _Examination:
             if (usage := one.answer.usage) is not None and not (usage.input_tokens and usage.output_tokens):
                 self._finds(f"usage: it tells {usage.input_tokens} input and {usage.output_tokens} output tokens")
                 break
+
+    async def _chosen_cap(self, backend: Backend, can: Capabilities) -> None:
+        """Whether it takes the cap that the gateway would choose; a small one it has taken."""
+        chosen = self._chosen
+        if chosen is None or chosen.tokens <= CAP or "max_tokens" not in can:
+            return
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                backend.open(self._job("Say hello.", can, cap=chosen.tokens, stream=True)) as batches,
+            ):
+                async for batch in batches:
+                    if any(isinstance(event, TextDelta) for event in batch):
+                        return  # taken: the rest of the answer is not needed
+        except UpstreamRejected as error:
+            mend = f"set `context` or `default_output_tokens` of the model {chosen.model!r}"
+            self._finds(
+                f"output cap: it refuses the {chosen.tokens} tokens that the gateway chooses; {mend}: {error.message[:200]}"
+            )
+        except (GatewayError, TimeoutError) as error:
+            self._failed(error, "output cap")
 
     def _cap(self, whole: _Probe) -> None:
         usage = whole.answer.usage

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 #: What it can be told to lie about.
-LIES = ("models", "streaming", "usage", "tools", "schema", "object", "logprobs", "n", "max_tokens", "counts", "chat")
+LIES = ("models", "streaming", "usage", "tools", "schema", "object", "logprobs", "n", "max_tokens", "counts", "chat", "cap")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
@@ -26,6 +26,10 @@ class _Handler(BaseHTTPRequestHandler):
         if "chat" in self.lies:
             self._json({"error": {"message": "no", "type": "x", "code": None, "param": None}}, 500)
             return
+        if self._refuses(body):
+            error = {"message": "max_tokens is too large: at most 100", "type": "invalid_request_error", "param": "max_tokens"}
+            self._json({"error": {**error, "code": None}}, 400)
+            return
         message, finish, words = self._message(body)
         choices = range(1 if "n" in self.lies else body.get("n", 1))
         logprobs = None
@@ -41,6 +45,10 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": self._usage(words),
             }
         )
+
+    def _refuses(self, body: dict) -> bool:
+        """A server whose output is shorter than the gateway thinks."""
+        return "cap" in self.lies and (body.get("max_tokens") or body.get("max_completion_tokens") or 0) > 100
 
     def _message(self, body: dict) -> tuple[dict, str, int]:
         kind = (body.get("response_format") or {}).get("type")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from gateway.cli import main
-from gateway.doctor import Report, examine
-from gateway.domain.route import Deployment
+from gateway.doctor import Report, chosen_caps, examine
+from gateway.domain.route import Deployment, Route
 from tests.lying_upstream import lying_upstream
 from tests.servers import free_port
 
@@ -60,6 +60,17 @@ async def test_what_is_not_claimed_is_not_asked():
         found = await report(url, lacks=lacks)
     assert found.findings == []
     assert (found.tools, found.logprobs, found.schema) == ("-", "-", "-")
+
+
+async def test_a_server_that_refuses_the_cap_that_the_gateway_chooses_is_named():
+    with lying_upstream("cap") as url:
+        one = Deployment("d", "truth", "openai_compatible", base_url=url)
+        for route, wrong in ((Route("m", ((one,),)), True), (Route("m", ((one,),), context=150), False)):
+            [found] = await examine([one], 5, chosen_caps([route]))
+            assert bool(found.findings) == wrong, found.findings
+            if wrong:
+                [finding] = found.findings
+                assert finding.startswith("output cap: it refuses the 1024 tokens") and "'m'" in finding
 
 
 def configuration(tmp_path, url: str) -> str:
