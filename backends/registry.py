@@ -103,12 +103,18 @@ _QUIRKS = (
         reasoning_field="reasoning_content",
         grammar_field=("ebnf",),
     ),
-    # No `[DONE]`; unknown fields are refused; usage comes unasked on the last chunk.
+    # No `[DONE]`; unknown fields are refused, but known ones ignored with a line in its log: response_format,
+    # presence_penalty, n and more; frequency_penalty becomes a repetition_penalty. Usage comes unasked on the last chunk.
+    # Stop strings end the text and stay in it.
     Quirks(
         "transformers",
-        lacks=_NO_SUFFIX | {"n", "logit_bias", "logprobs", "embeddings", "token_input", "parallel_tool_calls", "tool_choice"},
+        lacks=_NO_SUFFIX
+        | {"n", "logit_bias", "logprobs", "embeddings", "token_input", "parallel_tool_calls", "tool_choice"}
+        | {"presence_penalty", "frequency_penalty", "response_format.json_object", "response_format.json_schema"},
+        spelling=(("frequency_penalty", ""), ("presence_penalty", "")),
         terminator="finish",
         stream_usage=False,
+        cut_stops=True,
     ),
     Quirks(
         "localai",

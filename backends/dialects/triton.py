@@ -4,7 +4,9 @@ Source: Triton server e1db8a6 (2026-08) src/http_server.cc and docs/protocol/ext
 triton_backend (ensemble, tensorrt_llm_bls). `base_url` is the server's root, the deployment's `model` is Triton's:
 `ensemble`, `tensorrt_llm_bls` or one of one's own.
 
-Any input that the model does not declare is an error there, so inputs can be renamed, or left out with "" (`tensors`).
+An input that the model does not declare is taken for a parameter of the request and ignored where it is a number, a
+text or a boolean, and refused where it is a list (Triton 2.51, tried): so inputs can be renamed, or left out with "", and
+what is left out is refused by name here (`tensors`).
 There is no finish reason: it is inferred from the token count where the model tells one. Counts and usage that are not
 told are the gateway's to make.
 

@@ -40,6 +40,8 @@ _MODEL = re.compile(
     r"(?i)\bmodel\b.{0,200}\b(?:not found|not exist|does not exist|unknown|not available|not supported)|no such model"
 )
 _LOADING = re.compile(r"(?i)\bloading\b|still starting|warming up")
+#: What of a client's request can be too long; vLLM names things of its own, such as `input_text`.
+_TOO_LONG = frozenset({"messages", "prompt", "input", "max_tokens", "max_completion_tokens"})
 _NAME = re.compile(r"[A-Za-z][\w.\[\]-]{0,63}")
 _WRONG_CREDENTIALS = frozenset({401, 402, 403, 407})
 _OURS = frozenset({405, 406, 409, 411, 415, 417, 421, 424, 425, 426, 428, 431, 499})
@@ -187,7 +189,8 @@ def verdict(status: int, said: Envelope, retry_ms: int | None) -> BackendError:
         return UpstreamRefused("The backend refused the gateway's credentials.", detail=said.told)
     if status in (400, 413, 422, 500) and (said.code == "context_length_exceeded" or _too_long(said)):
         message = public(said.message) or "The request exceeds the model's context."
-        return UpstreamRejected(message, param=_name(said.param), code="context_length_exceeded", detail=said.told)
+        param = said.param if said.param in _TOO_LONG else None
+        return UpstreamRejected(message, param=param, code="context_length_exceeded", detail=said.told)
     if status == 404 and (said.code == "model_not_found" or _MODEL.search(said.message[:_MAX_DETAIL])):
         return UpstreamRejected(
             "The backend does not have this model.", param="model", code="model_not_found", detail=said.told, status=404
