@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 INSTALL := $(PYTHON) -m deploy.bootstrap.install
 
-.PHONY: run python install install-test test test-deploy fmt lint type bench clean
+.PHONY: run python install install-test test test-engines test-deploy fmt lint type bench clean
 
 run: install
 	@exec $(VENV_PYTHON) -m gateway serve
@@ -20,6 +20,10 @@ install-test: python
 
 test: install-test
 	@$(VENV_PYTHON) -m deploy.bootstrap.check
+
+# vLLM, transformers and Triton as servers and in engine hosts: 4 GB in .build/engines, a quarter of an hour the first time.
+test-engines: install-test
+	@$(VENV_PYTHON) -m deploy.bootstrap.engines
 
 # Compose files, a real Prometheus, the image: built without Docker, which takes the root user and about ten minutes.
 test-deploy: python

@@ -31,6 +31,12 @@ def commands() -> dict[str, list[str]]:
     }
 
 
+def model_variables(root: Path) -> dict[str, str]:
+    """The environment variables by which tests find the installed models."""
+    models = Places(root).models
+    return {"SWITCHYARD_TEST_CHAT_GGUF": str(models / CHAT_MODEL), "SWITCHYARD_TEST_EMBED_GGUF": str(models / EMBED_MODEL)}
+
+
 def main(arguments: list[str]) -> int:
     """Run the checks asked for, all without arguments; stops at the first that fails and returns its exit status."""
     usual = tuple(name for name in commands() if name != "deploy")
@@ -38,12 +44,7 @@ def main(arguments: list[str]) -> int:
     if chosen is None:
         print("usage: python -m deploy.bootstrap.check [lint|type|deploy]", file=sys.stderr)
         return 2
-    models = Places(Path.cwd()).models
-    environment = {
-        "SWITCHYARD_TEST_CHAT_GGUF": str(models / CHAT_MODEL),
-        "SWITCHYARD_TEST_EMBED_GGUF": str(models / EMBED_MODEL),
-        **os.environ,
-    }
+    environment = {**model_variables(Path.cwd()), **os.environ}
     for name in chosen:
         print(f"== {name}", flush=True)
         began = time.monotonic()
