@@ -13,14 +13,14 @@ if now > given[1] then return {-1, now} end
 local lease_us = given[2] * 1000
 local meta = call('HMGET', KEYS[3], 'epoch', 'config')
 local epoch, config = num(meta[1], 0), num(meta[2], 0)
-local expired = int(-now)
+local expired = fmt('%d', -now)
 local known, refused, retry_us = {}, 0, 0
 
 for i = 1, n do
   local key, kind, limit, window = KEYS[3 + i], given[4 * i - 1], given[4 * i], given[4 * i + 1]
   local r
   if kind == RATE then
-    r = rate(key, width_of(window))
+    r = rate(key, window)
   elseif kind == QUOTA then
     r = {s = num(call('GET', key), 0)}
   else
@@ -32,11 +32,19 @@ for i = 1, n do
   if r.s > room then
     local wait
     if kind == RATE then
-      wait = rate_wait(key, r, room)
+      wait = (r.k + SUBWINDOWS + 1) * r.width - now
+      local ring, used = r.ring or r.last >= 0 and ring_of(key), r.s
+      for at = r.k - SUBWINDOWS, ring and r.k - 1 or 0 do  -- each number is exact, their sum might not be
+        used = used - ring[at % RING + 1]
+        if used <= room then
+          wait = (at + SUBWINDOWS + 1) * r.width - now
+          break
+        end
+      end
     elseif kind == QUOTA then
       wait = window * 1000
     else
-      local nth = call('ZREVRANGEBYSCORE', key, '(' .. expired, '-inf', 'WITHSCORES', 'LIMIT', int(r.s - room - 1), 1)
+      local nth = call('ZREVRANGEBYSCORE', key, '(' .. expired, '-inf', 'WITHSCORES', 'LIMIT', fmt('%d', r.s - room - 1), 1)
       wait = nth[2] and min(-tonumber(nth[2]) - now, SLOT_RETRY_US) or SLOT_RETRY_US
     end
     if refused == 0 then refused = i end
@@ -47,7 +55,7 @@ if poisoned then return redis.error_reply('SYPOISON a counter holds what no scri
 
 local out
 if refused > 0 then
-  out = {0, now, config, refused - 1, up_ms(retry_us)}
+  out = {0, now, config, refused - 1, ceil(retry_us / 1000)}
 else
   local record = {now, n}
   for i = 1, n do
@@ -55,7 +63,7 @@ else
   end
   local head = pack('<' .. string.rep('d', 2 + 2 * n), unpack(record))
   if not call('SET', KEYS[1], '0000000000000000' .. head .. ARGV[3], 'NX', 'PX', RECORD_TTL_MS) then return {-2, now} end
-  local expires = int(-(now + lease_us))
+  local expires = fmt('%d', -(now + lease_us))
   local live = try('ZADD', KEYS[2], expires, id)
   if type(live) == 'table' then
     call('DEL', KEYS[1])
@@ -65,7 +73,7 @@ else
   if tidy then call('PEXPIRE', KEYS[2], RECORD_TTL_MS) end
   if epoch == 0 then
     epoch = now
-    call('HSET', KEYS[3], 'epoch', int(epoch))
+    call('HSET', KEYS[3], 'epoch', fmt('%d', epoch))
     call('PEXPIRE', KEYS[2], RECORD_TTL_MS)
   end
   for i = 1, n do
@@ -75,7 +83,7 @@ else
       r.last = r.k
     elseif kind == QUOTA then
       r.s = r.s + cost
-      call('SET', key, int(r.s), 'PX', int(given[4 * i + 1]))
+      call('SET', key, fmt('%d', r.s), 'PX', fmt('%d', given[4 * i + 1]))
     else
       if tidy then call('ZREMRANGEBYSCORE', key, expired, '+inf') end
       call('ZADD', key, expires, id)
@@ -90,7 +98,7 @@ for i = 1, n do
   local r, kind, reset = known[i], given[4 * i - 1], 0
   if r.s > 0 then
     if kind == RATE then
-      reset = up_ms((r.last + SUBWINDOWS + 1) * r.width - now)
+      reset = ceil(((r.last + SUBWINDOWS + 1) * r.width - now) / 1000)
     elseif kind == QUOTA then
       reset = given[4 * i + 1]
     else

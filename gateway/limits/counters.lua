@@ -6,19 +6,24 @@
 -- to insert into. Numbers of a call come packed as doubles too: each argument and each tonumber costs as much as a
 -- small command. Into text they are made only by %d: `..` and tostring use %.14g, which corrupts instants and large
 -- amounts.
-local MAX, SUBWINDOWS, RING = 9007199254740992, 60, 61
-local HEAD_BYTES, RING_BYTES = 24, 488
-local RATE, QUOTA, LEASE = 1, 2, 3
-local RATE_GRACE_MS, RECORD_TTL_MS, TOMBSTONE_MS = 60000, '86400000', '3600000'  -- a number becomes text slowly
+-- Names in capitals are put in as numbers when a script is composed, and helpers are few: each call of a script makes its
+-- functions anew, and each local that one of them captures costs again.
+local MAX = 9007199254740992
+local SUBWINDOWS = 60
+local RING = 61
+local HEAD_BYTES = 24
+local RING_BYTES = 488
+local RATE = 1
+local QUOTA = 2
+local LEASE = 3
+local RATE_GRACE_MS = 60000
+local RECORD_TTL_MS = '86400000'    -- in text: a number becomes text slowly
+local TOMBSTONE_MS = '3600000'
 local TIDY_S = 8            -- expired leases are dropped, and long TTLs renewed, in one second out of so many
 local GONE = '-'            -- in place of a reservation: voided, or charged without one
 local SLOT_RETRY_US = 1000000
-local floor, fmt, max, min = math.floor, string.format, math.max, math.min
-local call, try, tonumber = redis.call, redis.pcall, tonumber
-local pack, read = struct.pack, struct.unpack
-local poisoned = false
-
-local function int(x) return fmt('%d', x) end
+local ceil, max, tonumber, try, pack = math.ceil, math.max, tonumber, redis.pcall, struct.pack
+local min, fmt, floor, call, read, poisoned = math.min, string.format, math.floor, redis.call, struct.unpack, false
 
 -- an amount that we can have written; NaN is none
 local function amount(x) return x >= 0 and x <= MAX and x % 1 == 0 end
@@ -39,14 +44,10 @@ local function numbers(packed, count, from)
   return {read('<' .. string.rep('d', count), packed, from)}
 end
 
-local function up_ms(us) return floor((us + 999) / 1000) end
-
-local function width_of(window_ms) return floor((window_ms * 1000 + SUBWINDOWS - 1) / SUBWINDOWS) end
-
 -- first and last byte of a sub-window in the ring
 local function place(at)
   local from = HEAD_BYTES + 8 * (at % RING)
-  return int(from), int(from + 7)
+  return fmt('%d', from), fmt('%d', from + 7)
 end
 
 local function ring_of(key)
@@ -59,16 +60,14 @@ local function ring_of(key)
 end
 
 -- A rate as it stands now: {s, k, c = charge of k, last, ring = of the sub-windows before k, where it had to be read}
-local function rate(key, width)
+local function rate(key, window_ms)
+  local width = floor((window_ms * 1000 + SUBWINDOWS - 1) / SUBWINDOWS)
   local k = floor(now / width)
   local head = call('GETRANGE', key, '0', '23')
   if head == '' then return {s = 0, k = k, c = 0, last = -1, width = width} end
-  if #head ~= HEAD_BYTES then
-    poisoned = true
-    return {s = 0, k = k, c = 0, last = k, width = width}
-  end
-  local s, last, c = read('<ddd', head)
-  if not (amount(s) and amount(last) and amount(c) and c <= s) then
+  local s, last, c = 0, k, 0
+  if #head == HEAD_BYTES then s, last, c = read('<ddd', head) end
+  if #head ~= HEAD_BYTES or not (amount(s) and amount(last) and amount(c) and c <= s) then
     poisoned = true
     return {s = 0, k = k, c = 0, last = k, width = width}
   end
@@ -106,17 +105,5 @@ local function charge(key, window_ms, r, at, more)
   else
     ring = string.rep('\0', RING_BYTES)
   end
-  call('SET', key, pack('<ddd', r.s, r.k, r.c) .. ring, 'PX', int(2 * window_ms + RATE_GRACE_MS))
-end
-
--- after how many us no more than `room` of `used` is left in a rate; each number is exact, their sum might not be
-local function rate_wait(key, r, room)
-  local used, ring = r.s, r.ring or r.last >= 0 and ring_of(key)
-  if ring then
-    for at = r.k - SUBWINDOWS, r.k - 1 do
-      used = used - ring[at % RING + 1]
-      if used <= room then return (at + SUBWINDOWS + 1) * r.width - now end
-    end
-  end
-  return (r.k + SUBWINDOWS + 1) * r.width - now
+  call('SET', key, pack('<ddd', r.s, r.k, r.c) .. ring, 'PX', fmt('%d', 2 * window_ms + RATE_GRACE_MS))
 end

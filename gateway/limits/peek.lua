@@ -9,13 +9,13 @@ for i = 1, n do
   local key, kind, window = KEYS[i], given[3 * i - 1], given[3 * i + 1]
   local used, reset = 0, 0
   if kind == RATE then
-    local r = rate(key, width_of(window))
+    local r = rate(key, window)
     used = r.s
-    reset = up_ms((max(r.last, 0) + SUBWINDOWS + 1) * r.width - now)
+    reset = ceil(((max(r.last, 0) + SUBWINDOWS + 1) * r.width - now) / 1000)
   elseif kind == QUOTA then
     used, reset = num(call('GET', key), 0), window
   else
-    used, reset = call('ZCARD', key) - call('ZCOUNT', key, int(-now), '+inf'), given[1]
+    used, reset = call('ZCARD', key) - call('ZCOUNT', key, fmt('%d', -now), '+inf'), given[1]
   end
   out[2 * i + 3], out[2 * i + 4] = max(0, given[3 * i] - used), used > 0 and reset or 0
 end

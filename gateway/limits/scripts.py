@@ -7,6 +7,7 @@ with `reference.py` composes them with `ORACLE_CLOCK`, which takes the instant a
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,10 @@ SERVER_CLOCK = "local t = redis.call('TIME')\nlocal now = tonumber(t[1]) * 10000
 ORACLE_CLOCK = "local now = tonumber(ARGV[#ARGV])\n"
 
 _FOLDER = Path(__file__).parent
+#: A constant of counters.lua is put in where it is named: as a local, each function that uses it would capture it anew
+#: at each call of a script, and those calls are most of what Redis does.
+_CONSTANT = re.compile(r"^local ([A-Z][A-Z_]+) = ([\w'-]+).*\n", re.MULTILINE)
+_CAPITALS = re.compile(r"\b[A-Z][A-Z_]+\b")
 
 
 class Script(msgspec.Struct, frozen=True):
@@ -52,5 +57,7 @@ def compose(clock: str = SERVER_CLOCK) -> Scripts:
 
 def _script(clock: str, *parts: str) -> Script:
     text = clock + "\n".join((_FOLDER / f"{part}.lua").read_text("utf-8") for part in parts)
+    constants = dict(_CONSTANT.findall(text))
+    text = _CAPITALS.sub(lambda name: constants.get(name[0], name[0]), _CONSTANT.sub("", text))
     data = text.encode()
     return Script(data, hashlib.sha1(data, usedforsecurity=False).hexdigest().encode())

@@ -9,7 +9,7 @@
 -- A poisoned rule is skipped: the row matters more.
 local id, n, row = ARGV[1], #KEYS - 5, ARGV[3]
 local given = numbers(ARGV[2], 3 + 3 * n)
-local record = try('GETRANGE', KEYS[1], '0', int(31 + 16 * n))  -- all of the numbers, nothing of the blob
+local record = try('GETRANGE', KEYS[1], '0', fmt('%d', 31 + 16 * n))  -- all of the numbers, nothing of the blob
 local committed, entry = try('GET', KEYS[4]), '0-0'
 local epoch = num(call('HGET', KEYS[3], 'epoch'), 0)
 local code, overruns = 1, 0
@@ -46,7 +46,7 @@ if code > 0 and row ~= '' then
   entry = call('XADD', KEYS[5], '*', 'w', ARGV[4], 'n', ARGV[5], 'r', row)
   if epoch == 0 then
     epoch = now
-    call('HSET', KEYS[3], 'epoch', int(epoch))
+    call('HSET', KEYS[3], 'epoch', fmt('%d', epoch))
   end
 end
 if code > 0 and counted then
@@ -56,60 +56,39 @@ elseif code > 0 and n > 0 then
 end
 if code > 0 then call('ZREM', KEYS[2], id) end
 
-local function restore_rate(key, window, actual)
-  local r = rate(key, width_of(window))
-  local admitted = min(floor(given[2] / r.width), r.k)
-  if not poisoned and admitted >= r.k - SUBWINDOWS then charge(key, window, r, admitted, actual) end
-end
-
--- Give back to the sub-window of the admission; nothing when it has left.
-local function refund(key, at, less)
-  local head = call('GETRANGE', key, '0', '23')
-  if #head ~= HEAD_BYTES then return end
-  local s, last, c = read('<ddd', head)
-  if not (amount(s) and amount(c) and s >= less) then return end
-  if at == last then
-    if c >= less then call('SETRANGE', key, '0', pack('<ddd', s - less, last, c - less)) end
-  elseif at < last and at >= last - SUBWINDOWS then
-    local from, to = place(at)
-    local bytes = call('GETRANGE', key, from, to)
-    local was = #bytes == 8 and read('<d', bytes)
-    if was and amount(was) and was >= less then
-      call('SETRANGE', key, '0', pack('<d', s - less))
-      call('SETRANGE', key, from, pack('<d', was - less))
-    end
-  end
-end
-
-local function settle_rate(key, window, actual, i)
-  if not counted then return restore_rate(key, window, actual) end
-  local more = actual - held[2 * i + 2]
-  if more > 0 then
-    local r = rate(key, width_of(window))
-    if not poisoned then charge(key, window, r, r.k, more) end
-  elseif more < 0 then
-    refund(key, held[2 * i + 1], -more)
-  end
-end
-
-local function settle_quota(key, window, actual, i)
-  local used = num(call('GET', key), nil)
-  if counted then
-    local more = actual - held[2 * i + 2]
-    if used and more ~= 0 then
-      call('SET', key, int(max(0, min(used + more, MAX))), 'KEEPTTL')
-    elseif more > 0 and not poisoned then
-      call('SET', key, int(more), 'PX', int(window))
-    end
-    return
-  end
-  local left_ms = up_ms(given[2] + window * 1000 - now)
-  if left_ms > 0 and not poisoned then
+-- One rule's amount in place of what was reserved. A refund goes to the sub-window of the admission, and nowhere when
+-- that has left; an overrun to the current one; what was never counted to the instant of its admission.
+local function correct(key, kind, window, actual, at, cost)
+  local more = actual - cost
+  if kind == QUOTA then
+    local used = num(call('GET', key), nil)
+    local left_ms = counted and window or ceil((given[2] + window * 1000 - now) / 1000)
+    if left_ms <= 0 then return end
     if used then
-      call('SET', key, int(min(used + actual, MAX)), 'KEEPTTL')
-    else
-      call('SET', key, int(actual), 'PX', int(left_ms))
+      call('SET', key, fmt('%d', max(0, min(used + more, MAX))), 'KEEPTTL')
+    elseif more > 0 and not poisoned then
+      call('SET', key, fmt('%d', more), 'PX', fmt('%d', left_ms))
     end
+  elseif more < 0 then
+    local head = call('GETRANGE', key, '0', '23')
+    if #head ~= HEAD_BYTES then return end
+    local s, last, c = read('<ddd', head)
+    if not (amount(s) and amount(c) and s + more >= 0) then return end
+    if at == last then
+      if c + more >= 0 then call('SETRANGE', key, '0', pack('<ddd', s + more, last, c + more)) end
+    elseif at < last and at >= last - SUBWINDOWS then
+      local from, to = place(at)
+      local bytes = call('GETRANGE', key, from, to)
+      local was = #bytes == 8 and read('<d', bytes)
+      if was and amount(was) and was + more >= 0 then
+        call('SETRANGE', key, '0', pack('<d', s + more))
+        call('SETRANGE', key, from, pack('<d', was + more))
+      end
+    end
+  else
+    local r = rate(key, window)
+    local admitted = counted and r.k or min(floor(given[2] / r.width), r.k)
+    if not poisoned and admitted >= r.k - SUBWINDOWS then charge(key, window, r, admitted, more) end
   end
 end
 
@@ -118,10 +97,11 @@ for i = 1, n do
   if kind == LEASE then
     try('ZREM', key, id)
   elseif code > 0 then
-    if counted and actual > held[2 * i + 2] then overruns = overruns + 1 end
-    if not counted or actual ~= held[2 * i + 2] then
+    local cost = counted and held[2 * i + 2] or 0
+    if counted and actual > cost then overruns = overruns + 1 end
+    if not counted or actual ~= cost then
       poisoned = false
-      pcall(kind == RATE and settle_rate or settle_quota, key, given[3 * i + 2], actual, i)
+      pcall(correct, key, kind, given[3 * i + 2], actual, counted and held[2 * i + 1], cost)
     end
   end
 end
