@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
+from itertools import chain
 
 from backends import registry
 from backends.core.capabilities import Capabilities
@@ -17,10 +18,10 @@ from backends.remote.interpreting import Interpreting, gives
 from backends.remote.listing import listed_models
 from backends.remote.origin import Credential, Origin, tls_context
 from backends.remote.pool import HttpPool
-from backends.remote.rendering import ServerRenderer, TemplateRenderer
+from backends.remote.rendering import ServerRenderer, TemplateRenderer, Tokenise, joined
 from backends.remote.transport import Timeouts
 from backends.templates.families import family
-from backends.templates.jinja import ChatTemplate
+from backends.templates.jinja import ChatTemplate, Segment
 from gateway.boot import Boot
 from gateway.config.snapshot import EngineSpec
 from gateway.domain.route import Deployment
@@ -97,7 +98,7 @@ def remote(
         capabilities=can,
         params=deployment.params,
         timeouts=timeouts,
-        render=_renderer(dialect, template, transport, timeouts),
+        render=_renderer(dialect, template, transport, timeouts, _tokenise(dialect, deployment)),
         stops=deployment.template_stops,
         untold=_untold(deployment, load),
     )
@@ -157,14 +158,32 @@ def _interpreted(inner: Backend, deployment: Deployment, tail: Callable[[], str]
     return Interpreting(inner, syntax=syntax, tags=tags, opened=opened)
 
 
-def _renderer(dialect: Dialect, template: ChatTemplate | None, transport: HttpPool, timeouts: Timeouts) -> Renderer | None:
+def _tokenise(dialect: Dialect, deployment: Deployment) -> Tokenise | None:
+    """Prompts as token ids, where the server takes them and the model's tokenizer is known."""
+    if not (dialect.needs_prompt and deployment.tokenizer and "token_input" in dialect.capabilities):
+        return None
+    parsing, plain = load_tokenizer(deployment.tokenizer), load_tokenizer(deployment.tokenizer)
+    plain.encode_special_tokens = True
+    before = tuple(parsing.encode("", add_special_tokens=True).ids)
+
+    def ids(pieces: Sequence[Segment]) -> tuple[int, ...]:
+        begin = before if len(before) == 1 else ()  # the BOS that a server adds to text
+        found = [(parsing if one.trusted else plain).encode(one.text, add_special_tokens=False).ids for one in joined(pieces)]
+        return (*begin, *chain.from_iterable(found))
+
+    return ids
+
+
+def _renderer(
+    dialect: Dialect, template: ChatTemplate | None, transport: HttpPool, timeouts: Timeouts, tokenise: Tokenise | None
+) -> Renderer | None:
     """How the dialect's prompts are rendered; None for dialects that take messages."""
     if not dialect.needs_prompt:
         return None
     server = registry.prompt_server(dialect.name)
     if server is not None:
         return ServerRenderer(server, dialect, transport, timeouts, template)
-    return TemplateRenderer(template or ChatTemplate(family("chatml")))
+    return TemplateRenderer(template or ChatTemplate(family("chatml")), tokenise)
 
 
 def template_source(deployment: Deployment) -> str:

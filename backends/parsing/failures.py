@@ -184,7 +184,10 @@ def told(said: Envelope, *, begun: bool) -> BackendError:
 
 
 def verdict(status: int, said: Envelope, retry_ms: int | None) -> BackendError:
-    """The error that a status and an envelope stand for together."""
+    """The error that a status and an envelope stand for together.
+
+    A 4xx about the request keeps its status; 422 is FastAPI's and TGI's word for what OpenAI calls a 400.
+    """
     if status in _WRONG_CREDENTIALS:
         return UpstreamRefused("The backend refused the gateway's credentials.", detail=said.told)
     if status in (400, 413, 422, 500) and (said.code == "context_length_exceeded" or _too_long(said)):
@@ -205,7 +208,7 @@ def verdict(status: int, said: Envelope, retry_ms: int | None) -> BackendError:
         return _unavailable(said)
     message = public(said.message) or "The backend rejected the request."
     return UpstreamRejected(
-        message, param=_name(said.param), code=_name(said.code), detail=said.told, status=413 if status == 413 else 400
+        message, param=_name(said.param), code=_name(said.code), detail=said.told, status=400 if status == 422 else status
     )
 
 

@@ -1,13 +1,13 @@
 """Who renders a conversation for a dialect that takes only a prompt: a chat template on our side, or the server's own.
 
-A llama.cpp server parses special tokens in a prompt's text. So where the client's own text looks as if it held some,
-it is kept apart from the template's, tokenised by the server as plain text, and the prompt is sent as token ids.
+Servers parse special tokens in a prompt's text. So where the client's own text looks as if it held some, it is kept apart
+from the template's and tokenised as plain text, by the server or by the model's tokenizer here, and the prompt is sent as
+token ids. Where neither can be done, such texts are broken (`backends.templates.special`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -18,11 +18,8 @@ from backends.core.request import GenerationRequest, Job, Message, Prompt, Text,
 from backends.remote.transport import Response, Timeouts, Transport
 from backends.templates.conversation import Marker
 from backends.templates.jinja import ChatTemplate, Segment
+from backends.templates.special import broken, broken_messages, broken_tools, looks_special
 
-#: What special tokens look like in the vocabularies of the known model families.
-_SPECIAL = re.compile(
-    r"<\|[^|>\s]{1,64}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_\w{1,32}>|<(?:bos|eos|pad|unk)>|<\uff5c[^\uff5c>]{1,64}\uff5c>"
-)
 _MAX_ANSWER = 8 << 20
 
 
@@ -42,16 +39,21 @@ class PromptServer(Protocol):
         """Raises UpstreamProtocol."""
 
 
-def looks_special(job: GenerationRequest) -> bool:
-    """Whether the client's text holds what could become a control token of some model."""
-    return any(isinstance(part, Text) and _SPECIAL.search(part.text) for message in job.messages for part in message.parts)
+#: Makes token ids of a prompt in pieces; those that are not trusted as plain text.
+Tokenise = Callable[[Sequence[Segment]], tuple[int, ...]]
 
 
 class TemplateRenderer:
-    """A chat template on our side, for servers that cannot tokenise for us: what looks special is sent as it is."""
+    """A chat template on our side.
 
-    def __init__(self, template: ChatTemplate) -> None:
+    Args:
+        template: the model's.
+        tokenise: where the server takes token ids and the model's tokenizer is known here; None elsewhere.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenise: Tokenise | None = None) -> None:
         self._template = template
+        self._tokenise = tokenise
 
     def __call__(self, job: Job) -> Sequence[Prompt]:
         """The one prompt of a conversation.
@@ -62,7 +64,23 @@ class TemplateRenderer:
         assert isinstance(job, GenerationRequest)
         if job.tools and not self._template.takes_tools:
             raise UnsupportedParameter("This model's chat template does not show tools to the model.", param="tools")
-        return (Prompt(self._template.render(job.messages, job.tools)),)
+        if not looks_special(job.messages, job.tools):
+            return (Prompt(self._template.render(job.messages, job.tools)),)
+        pieces = self._template.render_segments(job.messages, job.tools)
+        if self._tokenise is not None:
+            return (Prompt(tokens=self._tokenise(pieces)),)
+        return (Prompt("".join(one.text if one.trusted else broken(one.text) for one in joined(pieces))),)
+
+
+def joined(pieces: Sequence[Segment]) -> list[Segment]:
+    """The pieces, neighbours of one kind made one: a special text may be spread over several."""
+    out: list[Segment] = []
+    for piece in pieces:
+        if out and out[-1].trusted == piece.trusted:
+            out[-1] = Segment(out[-1].text + piece.text, piece.trusted)
+        else:
+            out.append(piece)
+    return out
 
 
 class ServerRenderer:
@@ -85,7 +103,7 @@ class ServerRenderer:
             BackendError: the server's, or the transport's.
         """
         assert isinstance(job, GenerationRequest)
-        if looks_special(job):
+        if looks_special(job.messages, job.tools):
             return (await self._as_tokens(await self._segments(job)),)
         if self._template is not None:
             return (Prompt(self._template.render(job.messages, job.tools)),)
@@ -98,12 +116,12 @@ class ServerRenderer:
         if self._template is not None:
             return self._template.render_segments(job.messages, job.tools)
         marker = Marker.absent_from("".join(message.text for message in job.messages))
-        marked = tuple(_marked(message, marker) for message in job.messages)
-        return segments((await self._applied(marked, job.tools)).text, marker)
+        marked = tuple(_marked(message, marker) for message in broken_messages(job.messages, contents=False))
+        return segments((await self._applied(marked, broken_tools(job.tools))).text, marker)
 
     async def _as_tokens(self, pieces: Sequence[Segment]) -> Prompt:
         tokens: list[int] = []
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(joined(pieces)):
             request = self._server.tokenize_request(piece.text, add_special=number == 0, parse_special=piece.trusted)
             tokens += self._server.tokens_of(await self._ask(request))
         return Prompt(tokens=tuple(tokens))

@@ -7,12 +7,13 @@ objects (a few: as JSON text), and null content beside tool calls (a few: "").
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
 
 from backends.core.request import Message, Text, Tool, ToolCall
+from backends.templates.special import texts
 
 #: What templates look for in an assistant's earlier turn to leave its thoughts out. These tags stay unmarked there.
 _THOUGHTS = re.compile(r"(</?(?:think|thinking|thought|reasoning)>)")
@@ -70,31 +71,7 @@ def plain(text: str) -> str:
 
 def holds(messages: Sequence[Message], tools: Sequence[Tool], special: Collection[str]) -> bool:
     """Whether anything that the client sent holds one of these special-token texts."""
-    return any(token in text for text in _texts(messages, tools) for token in special if token)
-
-
-def _texts(messages: Sequence[Message], tools: Sequence[Tool]) -> Iterator[str]:
-    for message in messages:
-        yield message.text
-        yield from (message.reasoning, message.name, message.tool_call_id)
-        for call in message.tool_calls:
-            yield from (call.id, call.name, call.arguments)
-            yield from _leaves(_object(call.arguments))
-    for tool in tools:
-        yield from (tool.name, tool.description)
-        yield from _leaves(msgspec.json.decode(tool.parameters))
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, one in value.items():
-            yield key
-            yield from _leaves(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _leaves(one)
+    return any(token in text for text in texts(messages, tools) for token in special if token)
 
 
 def conversation(messages: Sequence[Message], shape: Shape, mark: Callable[[str], str]) -> list[dict[str, Any]]:

@@ -28,7 +28,9 @@ PER_IMAGE = 2048
 
 
 class Tokenizes(Protocol):
-    """What is used of `tokenizers.Tokenizer`."""
+    """What is used of `tokenizers.Tokenizer`. `encode_special_tokens`: special tokens in a text are plain text."""
+
+    encode_special_tokens: bool
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Any:
         """An encoding: its length is the number of tokens."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from backends.core.errors import BadRequest, ContextTooLong, UnsupportedParameter
-from backends.core.request import GenerationRequest, ImageInput, Message, Prompt
+from backends.core.request import GenerationRequest, ImageInput, Prompt
 from backends.engines.llamacpp.model import Model
 from backends.engines.options import EngineLoadFailed
 from backends.templates.jinja import ChatTemplate
 from backends.templates.probe import examine
+from backends.templates.special import texts
 
 
 class Prompts:
@@ -67,7 +68,7 @@ class Prompts:
             raise UnsupportedParameter("This model takes no images.", param="messages")
         for message in job.messages:
             self._check_size(message.text, "messages")
-        if any(map(self._spells, job.messages)):
+        if any(map(self._model.has_special_text, texts(job.messages, job.tools))):
             tokens: list[int] = []
             for segment in self._template.render_segments(job.messages, job.tools):
                 begin = not tokens and self._adds_bos(segment.text)
@@ -79,11 +80,6 @@ class Prompts:
     def _adds_bos(self, text: str) -> bool:
         """Whether the tokeniser is to add its beginning: not when the template has written it."""
         return not (self._model.bos and text.startswith(self._model.bos))
-
-    def _spells(self, message: Message) -> bool:
-        theirs = [message.text, message.name, message.reasoning, message.tool_call_id]
-        theirs += [text for call in message.tool_calls for text in (call.id, call.name, call.arguments)]
-        return any(map(self._model.has_special_text, theirs))
 
     def _check_size(self, text: str, param: str) -> None:
         """Refuse what surely does not fit without tokenising it, which would hold up the running batch."""

@@ -58,6 +58,8 @@ STATUSES: list[tuple[int, bytes, type[BackendError], int, str | None]] = [
     (400, b'{"error":{"message":"bad top_p","param":"body.top_p","code":400}}', UpstreamRejected, 400, None),
     (422, b'{"error":"Input validation error: `temperature` must be positive"}', UpstreamRejected, 400, None),
     (413, b"too big", UpstreamRejected, 413, None),
+    (410, b'{"error":{"message":"gone"}}', UpstreamRejected, 410, None),
+    (451, b'{"error":{"message":"not here"}}', UpstreamRejected, 451, None),
     (
         422,
         b'{"error":"`inputs` must have less than 1024 tokens. Given: 2000"}',
