@@ -388,3 +388,41 @@ async def test_a_control_token_is_shown_where_that_is_asked() -> None:
             client,
         ):
             assert text(await events(client, chat("Say it.", **sampling))) == said
+
+
+async def test_a_system_prompt_is_read_once_for_all_who_begin_with_it_at_once(engine: EngineClient, host: HostProcess) -> None:
+    system = "You are a patient guide of the museum of clocks. " * 8
+    jobs = [
+        GenerationRequest(
+            "m",
+            (Message("system", (Text(system),)), Message("user", (Text(question),))),
+            sampling=Sampling(max_tokens=16, temperature=0.0),
+        )
+        for question in ("How old is the oldest?", "Where is the exit?", "Who made the cuckoo?")
+    ]
+    alone = [text(await events(engine, job)) for job in jobs]
+    await events(engine, jobs[0])
+    before = len(host.lines("step"))
+    together = await asyncio.gather(*(events(engine, job) for job in jobs))
+    usages = [got[-1] for got in together]
+    assert all(isinstance(usage, Usage) for usage in usages)
+    read = sum(line["prefill"] for line in host.lines("step")[before:])
+    asked = sum(usage.input_tokens for usage in usages if isinstance(usage, Usage))
+    cached = sum(usage.cached_input_tokens for usage in usages if isinstance(usage, Usage))
+    assert read == asked - cached, "what is told as cached was not read again"
+    assert read < asked / 3
+    assert len(alone) == len(together)
+
+
+async def test_who_begins_while_another_reads_the_same_waits_for_it_and_shares() -> None:
+    system = "The museum of clocks is open every day but Monday. " * 20
+    async with running("llamacpp", chat_gguf(), slots=4, context=1024, options={"batch": 32}) as (host, engine):
+        jobs = [
+            GenerationRequest("m", (Message("user", (Text(system + word),)),), sampling=Sampling(max_tokens=4, temperature=0.0))
+            for word in ("one", "two", "three", "four")
+        ]
+        got = await asyncio.gather(*(events(engine, job) for job in jobs))
+        prompt = got[0][-1].input_tokens  # type: ignore[union-attr]
+        read = sum(line["prefill"] for line in host.lines("step"))
+        assert read < prompt + 4 * 24, "read once, and four ends"
+        assert sorted(one[-1].cached_input_tokens > prompt / 2 for one in got) == [False, True, True, True]  # type: ignore[union-attr]

@@ -209,9 +209,13 @@ class LlamaCppEngine:
         while self._waiting and self._slots.free:
             sequence = self._waiting.popleft()
             reuse = self._reuse and sequence.job.request.sampling.seed is None
-            found = self._slots.take(sequence.tokens, reuse)
+            if self._parts:
+                sequence.source, sequence.shares = work.source_of(sequence, self._running, others=reuse)
+            found = self._slots.take(sequence.tokens, reuse, beyond=sequence.shares)
             assert found is not None, "a slot is free"
             sequence.slot, kept = found
+            if kept:
+                sequence.source = None
             if not self._context.cut(sequence.slot, kept):
                 self._context.cut(sequence.slot, 0)
                 kept = 0
@@ -227,26 +231,25 @@ class LlamaCppEngine:
         decoding = [sequence.slot for sequence in self._running if not sequence.prefilling]
         prefilling: list[tuple[int, int]] = []
         for sequence in self._running:
-            if sequence.prefilling and not self._follows(sequence):
+            if sequence.follows:
+                self._take_over(sequence)
+            if sequence.prefilling and not sequence.follows:
                 prefilling.append((sequence.slot, sequence.left))
         return plan(decoding, prefilling, self._context.rows, budget, self._steps, self._slot_count), by_slot
 
-    def _follows(self, sequence: work.Sequence) -> bool:
-        """Whether an elder choice of the same prompt is at that prompt: this one waits, and then shares its memory."""
-        request = sequence.job.request
-        if request.n == 1 or sequence.position or not self._parts:
-            return False
-        for elder in self._running:
-            if elder.job is not sequence.job or elder.prompt_index != sequence.prompt_index or elder is sequence:
-                continue
-            if not elder.prefilling:
-                self._context.cut(sequence.slot, 0)
-                self._context.copy(elder.slot, sequence.slot, sequence.prompt_size - 1)
-                sequence.position = sequence.prompt_size - 1
-                return False
-            if elder.index < sequence.index:
-                return True
-        return False
+    def _take_over(self, sequence: work.Sequence) -> None:
+        """Share the memory of the one it follows, once that has read what they begin with; alone if that is gone."""
+        source = sequence.source
+        assert source is not None, "it follows one"
+        if source.slot >= 0 and source.position < sequence.shares:
+            return
+        sequence.source = None
+        if source.slot >= 0:
+            self._context.cut(sequence.slot, 0)
+            self._context.copy(source.slot, sequence.slot, sequence.shares)
+            sequence.position = sequence.shares
+            if sequence.index % sequence.job.request.n == 0:
+                sequence.job.cached[sequence.prompt_index] = sequence.shares
 
     def _fill(self, planned: Step, by_slot: Mapping[int, work.Sequence]) -> None:
         self._context.clear()

@@ -36,12 +36,12 @@ class Slots:
         """How many are free."""
         return len(self._free)
 
-    def take(self, tokens: list[int], reuse: bool) -> tuple[int, int] | None:
+    def take(self, tokens: list[int], reuse: bool, beyond: int = 0) -> tuple[int, int] | None:
         """A free slot, and how many of the first tokens its memory holds already; None when all are taken.
 
         With `reuse` the slot that shares the longest beginning is chosen; the last token is never counted as held,
-        because its logits are wanted. Otherwise, or when nothing worth it is shared, the one that is free longest.
-        The caller removes the rest of the slot's memory.
+        because its logits are wanted. Otherwise, or when no more than `beyond` or nothing worth it is shared, the one
+        that is free longest. The caller removes the rest of the slot's memory.
         """
         if not self._free:
             return None
@@ -49,7 +49,7 @@ class Slots:
         if reuse:
             for slot in self._free:
                 length = min(shared(self._held[slot], tokens), len(tokens) - 1)
-                if length >= WORTH and length > kept:
+                if length >= WORTH and length > max(kept, beyond):
                     best, kept = slot, length
         if not kept:  # an empty one first: others may be of use to somebody later
             best = next((slot for slot in self._free if not self._held[slot]), best)

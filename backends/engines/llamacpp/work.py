@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from backends.core.events import Event, Started
 from backends.core.request import GenerationRequest
 from backends.core.usage import Usage
 from backends.engines.choice import ChoiceText
 from backends.engines.llamacpp.sampling import Sampler
+from backends.engines.llamacpp.slots import WORTH, shared
 
 
 class Sequence:
-    """One choice. `tokens`: prompt and what was made; the first `position` of them are in the model's memory."""
+    """One choice. `tokens`: prompt and what was made; the first `position` of them are in the model's memory.
+
+    `source`: another one whose first `shares` tokens are the same, and are to be taken over when it has read them.
+    """
 
     def __init__(self, job: Running, index: int, prompt: list[int], text: ChoiceText, sampler: Sampler) -> None:
         self.job = job
@@ -25,6 +29,13 @@ class Sequence:
         self.row = -1
         self.text = text
         self.sampler = sampler
+        self.source: Sequence | None = None
+        self.shares = 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether it waits for another to have read what the two begin with."""
+        return self.source is not None
 
     @property
     def prefilling(self) -> bool:
@@ -66,3 +77,21 @@ class Running:
         if self._started or any(not sequence.prefilling for sequence in running):
             return "decode"
         return "prefill" if running else "queued"
+
+
+def source_of(sequence: Sequence, running: Iterable[Sequence], *, others: bool) -> tuple[Sequence | None, int]:
+    """Which running sequence reads, or has read, the longest beginning of this one's prompt, and how much of it.
+
+    A choice of the same prompt is one; other jobs' only with `others`. The last token is never shared: its logits are
+    wanted.
+    """
+    best: Sequence | None = None
+    length = 0
+    for other in running:
+        brother = other.job is sequence.job and other.prompt_index == sequence.prompt_index
+        if not brother and not others:
+            continue
+        common = min(shared(other.tokens, sequence.tokens), len(sequence.tokens) - 1)
+        if common > length and (brother or common >= WORTH):
+            best, length = other, common
+    return best, length
