@@ -63,6 +63,7 @@ from gateway.runtime.board import Board
 from gateway.runtime.gate_role import export_alone
 from gateway.telemetry import families
 from gateway.telemetry.aggregate import pack
+from gateway.telemetry.deferred import Deferred
 from gateway.telemetry.exporter import scrape
 from gateway.telemetry.logs import RequestLog
 from gateway.telemetry.metrics import Metrics
@@ -114,7 +115,9 @@ class Parts:
             return uuid7(now_us // 1000, dice.getrandbits(80))
 
         self.limits = self._store()
-        self.settler = Settler(self.limits, self._observe)
+        self._ended = Deferred(self._observe)
+        self.metrics.before_dump(self._ended.flush)
+        self.settler = Settler(self.limits, self._ended.add)
         house = House(
             view=self._present,
             auth=self.auth,
@@ -184,6 +187,7 @@ class Parts:
     async def aclose(self) -> None:
         """Flush and close everything; no request is open any more."""
         self.settler.flush()
+        self._ended.flush()
         await self.limits.aclose()
         if self._ledger is not None:
             self._ledger.close()
@@ -349,7 +353,7 @@ class Parts:
             figures.count_refusal(self.metrics, tally)
         trace_id = "" if self._tracing is None else self._tracing.observe(tally)
         if self._log_requests:
-            self._request_log.observe(tally, wall_us(), trace_id)
+            self._request_log.observe(tally, tally.began_wall_us + tally.ended_us - tally.began_us, trace_id)
 
     def _signal(self, close: Sequence[RuleState], over: Sequence[RuleState]) -> None:
         for state in close:
