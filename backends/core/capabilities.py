@@ -7,6 +7,7 @@ deployment's configuration add to or take from it.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
@@ -43,6 +44,21 @@ def asked(job: Job) -> frozenset[str]:
 
 
 def _generation(job: GenerationRequest, names: set[str]) -> None:
+    if _beside(job) != _PLAIN:
+        _special(job, names)
+    for message in job.messages:
+        for part in message.parts:
+            if type(part) is ImageInput:
+                names.add("image_url")
+
+
+_beside = attrgetter(
+    "n", "tools", "tool_choice", "parallel_tool_calls", "output", "reasoning_effort", "top_logprobs", "suffix", "prompts"
+)
+_PLAIN = _beside(GenerationRequest(""))
+
+
+def _special(job: GenerationRequest, names: set[str]) -> None:
     if job.n > 1:
         names.add("n")
     if job.tools:
@@ -64,10 +80,6 @@ def _generation(job: GenerationRequest, names: set[str]) -> None:
     for prompt in job.prompts:
         if prompt.tokens is not None:
             names.add("token_input")
-    for message in job.messages:
-        for part in message.parts:
-            if type(part) is ImageInput:
-                names.add("image_url")
 
 
 def missing(job: Job, capabilities: Capabilities) -> frozenset[str]:

@@ -28,8 +28,9 @@ def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
         return None
     if not 0 < prompt < ABSURD or not 0 <= completion < ABSURD or (spoke and completion == 0):
         return None
-    cached = _detail(told.get("prompt_tokens_details"), "cached_tokens", prompt)
-    reasoning = _detail(told.get("completion_tokens_details"), "reasoning_tokens", completion)
+    of_prompt, of_completion = told.get("prompt_tokens_details"), told.get("completion_tokens_details")
+    cached = _detail(of_prompt, "cached_tokens", prompt) if of_prompt else 0
+    reasoning = _detail(of_completion, "reasoning_tokens", completion) if of_completion else 0
     return Usage(prompt, completion, cached, reasoning)
 
 

@@ -28,7 +28,8 @@ from gateway.domain.principal import LimitSpec, Principal
 Headers = Sequence[tuple[bytes, bytes]]
 #: A longer text is no key; 512 leaves room for declared keys of any usual form.
 KEY_MAX_BYTES = 512
-_CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+_OTHER_CARRIERS = frozenset({b"x-api-key", b"api-key"})
+_CARRIERS = _OTHER_CARRIERS | {b"authorization"}
 #: A request that has one of these is not let in without a key: a page in a browser could have been made to send it.
 _CARRIERS_AND_ORIGIN = _CARRIERS | {b"origin", b"sec-fetch-site"}
 #: The name of who needs no key, where the configuration lets them in.
@@ -58,9 +59,10 @@ def presented_key(headers: Headers) -> bytes:
     """
     key: bytes | None = None
     fields = dict(headers)
-    carriers = _CARRIERS & fields.keys()
-    for name, value in headers if len(fields) != len(headers) else [(name, fields[name]) for name in carriers]:
-        if name not in carriers:
+    if len(fields) == len(headers) and fields.keys().isdisjoint(_OTHER_CARRIERS):
+        headers = ((b"authorization", fields[b"authorization"]),) if b"authorization" in fields else ()
+    for name, value in headers:
+        if name not in _CARRIERS:
             continue
         text = value.strip(b" \t")
         if name == b"authorization":

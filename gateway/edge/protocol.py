@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import MutableMapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import httptools
@@ -163,13 +164,16 @@ class EdgeProtocol(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer after the body; trailers are counted and left out."""
-        self._head_size += len(name) + len(value) + 4
         if self._in_head:
             self._headers.append((name.lower(), value))
+        else:
+            self._head_size += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
         """The head is whole: make the cycle and its scope. A read is bounded, so its fields are counted only now."""
         self._in_head = self._head_only = False
+        headers = self._headers
+        self._head_size += 4 * len(headers) + sum(map(len, chain.from_iterable(headers)))
         if self._head_size > self._max_head_bytes or len(self._headers) > self._max_header_fields:
             self._stop(self._oversized())
         http10 = (version := self._parser.get_http_version()) == "1.0"
@@ -177,8 +181,8 @@ class EdgeProtocol(asyncio.Protocol):
         if self._parser.should_upgrade():
             self._stop(not_supported("Upgrades are not supported."))
         try:
-            framed = framing(self._headers, version)
-            request = scope(method, self._url, self._headers, self._facts)
+            framed = framing(headers, version)
+            request = scope(method, self._url, headers, self._facts)
         except Refused as refused:
             self._stop(refused)
         cycle = Cycle(

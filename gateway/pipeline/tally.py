@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
+import msgspec
+
 from backends.core.errors import GatewayError
-from backends.core.events import Event, Failure, Finish, Item, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
+from backends.core.events import Event, Failure, Finish, Item, ReasoningDelta, RefusalDelta, Started, TextDelta, ToolCallDelta
 from backends.core.usage import Usage
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
@@ -37,81 +40,47 @@ class AttemptRecord:
         self.error: GatewayError | None = None
 
 
-class Tally:
+class Tally(msgspec.Struct, eq=False):
     """What one request came to. Written by the pipeline, read by settler, metrics, log and spans.
 
     Instants without `_wall` are monotonic µs, so differences are durations. `counter` is the model's tokenizer, and `kept`
     the answer's text by choice for it, in case that no backend reports usage.
     """
 
-    __slots__ = (
-        "admitting",
-        "attempts",
-        "began_us",
-        "began_wall_us",
-        "call",
-        "client_request_id",
-        "counter",
-        "delta_bytes",
-        "deltas",
-        "ended_us",
-        "error",
-        "finished_choices",
-        "first_event_us",
-        "id",
-        "imposed_cap",
-        "input_counted",
-        "input_estimate",
-        "itl_buckets",
-        "itl_sum_us",
-        "kept",
-        "last_event_us",
-        "limiter_us",
-        "opening",
-        "outcome",
-        "principal",
-        "protocol",
-        "queue_us",
-        "reservation",
-        "route",
-        "settled",
-        "status",
-        "usage",
-    )
+    id: str
+    protocol: str
+    began_us: int
+    began_wall_us: int
+    client_request_id: str = ""
+    principal: Principal | None = None
+    call: Call | None = None
+    route: Route | None = None
+    reservation: Reservation | None = None
+    opening: LedgerRow | None = None
+    attempts: list[AttemptRecord] = []
+    input_estimate: int = 0
+    input_counted: bool = False
+    counter: Counter | None = None
+    kept: list[tuple[int, str]] = []
+    imposed_cap: int = 0
+    admitting: bool = False
+    limiter_us: int = 0
+    queue_us: int = 0
+    first_event_us: int = 0
+    last_event_us: int = 0
+    ended_us: int = 0
+    deltas: int = 0
+    delta_bytes: int = 0
+    finished_choices: int = 0
+    itl_buckets: list[int] = []
+    """Inter-token gaps by bucket; empty until there is one."""
 
-    def __init__(self, id: str, protocol: str, began_us: int, began_wall_us: int) -> None:
-        self.id = id
-        self.protocol = protocol
-        self.began_us = began_us
-        self.began_wall_us = began_wall_us
-        self.client_request_id = ""
-        self.principal: Principal | None = None
-        self.call: Call | None = None
-        self.route: Route | None = None
-        self.reservation: Reservation | None = None
-        self.opening: LedgerRow | None = None
-        self.attempts: list[AttemptRecord] = []
-        self.input_estimate = 0
-        self.input_counted = False
-        self.counter: Counter | None = None
-        self.kept: list[tuple[int, str]] = []
-        self.imposed_cap = 0
-        self.admitting = False
-        self.limiter_us = 0
-        self.queue_us = 0
-        self.first_event_us = 0
-        self.last_event_us = 0
-        self.ended_us = 0
-        self.deltas = 0
-        self.delta_bytes = 0
-        self.finished_choices = 0
-        self.itl_buckets = [0] * (len(ITL_BOUNDS_US) + 1)
-        self.itl_sum_us = 0
-        self.usage: Usage | None = None
-        self.outcome: Outcome = "ok"
-        self.status = 200
-        self.error: GatewayError | None = None
-        self.settled = False
+    itl_sum_us: int = 0
+    usage: Usage | None = None
+    outcome: Outcome = "ok"
+    status: int = 200
+    error: GatewayError | None = None
+    settled: bool = False
 
     @property
     def deployment(self) -> Deployment | None:
@@ -130,6 +99,12 @@ class Tally:
                 self.delta_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
                 if self.counter is not None and self.delta_bytes <= KEPT_BYTES:
                     self.kept.append((event.choice, text))  # type: ignore[union-attr]
+            elif kind is Started:
+                pass
+            elif kind is Finish:
+                self.finished_choices += 1
+            elif kind is Usage:
+                self.usage = event  # type: ignore[assignment]
             elif kind is ToolCallDelta:
                 fresh += 1
                 self.delta_bytes += len(event.arguments)  # type: ignore[union-attr]
@@ -137,10 +112,6 @@ class Tally:
                     self.kept.append((event.choice, event.name + event.arguments))  # type: ignore[union-attr]
             elif kind is Item:
                 fresh += 1
-            elif kind is Finish:
-                self.finished_choices += 1
-            elif kind is Usage:
-                self.usage = event  # type: ignore[assignment]
             elif kind is Failure:
                 failure = event  # type: ignore[assignment]
         if not fresh:
@@ -148,14 +119,11 @@ class Tally:
         if not self.first_event_us:
             self.first_event_us = now_us
         else:
+            if not self.itl_buckets:
+                self.itl_buckets = [0] * (len(ITL_BOUNDS_US) + 1)
             gap = now_us - self.last_event_us
             self.itl_sum_us += gap
-            bucket = 0
-            for bound in ITL_BOUNDS_US:
-                if gap <= bound:
-                    break
-                bucket += 1
-            self.itl_buckets[bucket] += 1
+            self.itl_buckets[bisect_left(ITL_BOUNDS_US, gap)] += 1
         self.last_event_us = now_us
         self.deltas += fresh
         return failure
