@@ -51,6 +51,10 @@ class Reload:
     check: Callable[[bytes], object]
 
 
+#: A process that was killed may take a moment to be gone: no turn after turn meanwhile.
+_DYING_S = 0.02
+
+
 class _Kept:
     """A role and its present process, if any."""
 
@@ -150,7 +154,7 @@ class Supervisor:
         """Seconds until something is due at the latest."""
         waits = [kept.due - now for kept in self._kept if kept.process is None and kept.due is not None and self._wanted(kept)]
         if self._stopping is not None:
-            waits.append(self._deadline - now)
+            waits.append(max(self._deadline - now, _DYING_S))
         if self._reload is not None and self._stopping is None:
             waits.append(WATCH_S)
         if self._engines is not None:
