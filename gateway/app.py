@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends import registry
 from backends.core.errors import Draining
@@ -47,6 +48,7 @@ from gateway.limits.suitability import examined
 from gateway.limits.sweeper import keep_swept
 from gateway.parts import Parts
 from gateway.pipeline.clock import wall_us
+from gateway.rebuilding import restore
 from gateway.runtime.board import Board
 from gateway.runtime.drain import DrainTimes
 from gateway.runtime.engine_keeper import EngineKeeper
@@ -239,6 +241,9 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
         nonlocal prices
         prices = found
 
+    async def restoring(client: Redis, ledger: AsyncEngine) -> None:
+        await restore(client, ledger, configuration.ledger_url, lambda: snapshot, wall_us)
+
     async def main(line: Line) -> None:
         attach(log, log_style(configuration))
         line.listen(reloaded, lambda _: None)
@@ -251,7 +256,7 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
             pricing = group.create_task(follow_prices(configuration.ledger_url, priced))
             cleaning = group.create_task(keep_retention(configuration.ledger_url, kept, wall_us))
             try:
-                await run_ledger(redis_url, configuration.ledger_url, days.retain_days, line.draining)
+                await run_ledger(redis_url, configuration.ledger_url, days.retain_days, line.draining, restore=restoring)
             finally:
                 for task in (sweeping, pricing, cleaning):
                     task.cancel()

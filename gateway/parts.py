@@ -231,6 +231,8 @@ class Parts:
             reasons["engines"] = "every engine has failed"
         if isinstance(self.limits, RedisStore) and not self.limits.ready:
             reasons["limits"] = "settlements cannot be kept"
+        if isinstance(self.limits, RedisStore) and self.limits.rebuilding:
+            reasons["quotas"] = "being rebuilt from the ledger"
         if self._ledger is not None and not self._ledger.ready:
             reasons["ledger"] = "requests cannot be recorded"
         return reasons
@@ -274,6 +276,7 @@ class Parts:
                 worker=f"{self.boot.gateway}-{self._index}",
                 timeout_ms=configuration.static.redis.timeout_ms,
                 spool=self._spool(),
+                rebuilt=True,
             )
         self._ledger = EmbeddedLedger(Path(make_url(configuration.ledger_url).database or ""))
         return EmbeddedStore(wall_us, self._ledger)
@@ -367,6 +370,8 @@ class Parts:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
+            if isinstance(self.limits, RedisStore):
+                self.limits.acknowledge()
             if live := self.open_requests.progress():
                 await self.limits.renew(live)
 

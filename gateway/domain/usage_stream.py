@@ -16,6 +16,10 @@ from gateway.domain.settlement import LedgerRow
 PREFIX = "sy1:{sy}:"
 STREAM = PREFIX + "usage"
 COMMITTED = PREFIX + "committed"
+#: A hash about the data themselves: `epoch` is new whenever they were lost, and `REBUILT` the epoch of which the quotas
+#: hold what the ledger knows.
+META = PREFIX + "meta"
+EPOCH, REBUILT = "epoch", "rebuilt"
 #: Fields of an entry: who settled it, that worker's running number, and the row (`pack_row`).
 WORKER, SEQ, ROW = "w", "n", "r"
 

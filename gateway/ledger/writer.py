@@ -11,9 +11,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -22,7 +22,8 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.domain.usage_stream import COMMITTED, PREFIX, ROW, STREAM
+from backends.core.errors import GatewayError
+from gateway.domain.usage_stream import COMMITTED, EPOCH, META, PREFIX, REBUILT, ROW, STREAM
 from gateway.ledger.queries import keep_retention, kept_rows
 from gateway.ledger.rows import Values, connect, store_values, unpack_values
 
@@ -31,7 +32,7 @@ LEASE = PREFIX + "ledger"
 DEAD = STREAM + ":dead"
 _DEAD_MAX = 10_000
 _ROW = ROW.encode()
-_OUTAGE = (SQLAlchemyError, RedisError, OSError, TimeoutError)
+_OUTAGE = (SQLAlchemyError, RedisError, OSError, TimeoutError, GatewayError)
 _LEASE_LUA = """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return 0 end
@@ -54,6 +55,7 @@ return 1
 _log = logging.getLogger(__name__)
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
+Restore = Callable[[Redis, AsyncEngine], Awaitable[None]]
 
 
 class LedgerRole:
@@ -65,14 +67,25 @@ class LedgerRole:
         token: names this process in the lease.
         batch: entries per transaction.
         lease_ms: how long a dead holder keeps the others waiting.
+        restore: brings the quotas of a Redis that lost its data to what the ledger knows; None = nobody does.
     """
 
-    def __init__(self, redis: Redis, engine: AsyncEngine, token: str, *, batch: int = 1000, lease_ms: int = 10_000) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        engine: AsyncEngine,
+        token: str,
+        *,
+        batch: int = 1000,
+        lease_ms: int = 10_000,
+        restore: Restore | None = None,
+    ) -> None:
         self._redis = redis
         self._engine = engine
         self._token = token
         self.batch = batch
         self._lease_ms = lease_ms
+        self._restore = restore
         self.written = 0
         """Rows committed, repeated ones too."""
         self.dead = 0
@@ -97,8 +110,15 @@ class LedgerRole:
                 call may be repeated.
         """
         # Read from the start: what was read and not yet committed is still there.
-        found: Any = await self._redis.xrange(STREAM, count=self.batch)
-        entries: Sequence[Entry] = found
+        async with self._redis.pipeline(transaction=True) as both:
+            both.hmget(META, EPOCH, REBUILT)
+            both.xrange(STREAM, count=self.batch)
+            (epoch, rebuilt), entries = cast("tuple[tuple[bytes | None, bytes | None], Sequence[Entry]]", await both.execute())
+        if self._restore is not None and (rebuilt is None or rebuilt != epoch):
+            # Before any row of the new data is in SQL: what is there was counted by the data that are lost.
+            _log.warning("quotas are rebuilt from the ledger")
+            await self._restore(self._redis, self._engine)
+            return 0
         if not entries:
             return 0
         rows: list[Values] = []
@@ -137,7 +157,14 @@ class LedgerRole:
 
 
 async def run_ledger(
-    redis_url: str, database_url: str, retain_days: int, stop: asyncio.Event, *, linger_s: float = 0.2, retry_s: float = 0.5
+    redis_url: str,
+    database_url: str,
+    retain_days: int,
+    stop: asyncio.Event,
+    *,
+    linger_s: float = 0.2,
+    retry_s: float = 0.5,
+    restore: Restore | None = None,
 ) -> None:
     """The process: drain until `stop`, then once more what is left, for at most 5 s.
 
@@ -150,13 +177,14 @@ async def run_ledger(
         stop: set by the owner; noticed within a batch.
         linger_s: pause after a batch that was not full: how old a row gets, and how many share a commit.
         retry_s: pause after an outage, and between tries for another process's lease.
+        restore: see `LedgerRole`.
     """
     async with AsyncExitStack() as stack:
         redis = Redis.from_url(redis_url, socket_timeout=5.0, socket_connect_timeout=2.0, retry=Retry(NoBackoff(), 0))
         stack.push_async_callback(redis.aclose)
         engine = connect(database_url)
         stack.push_async_callback(engine.dispose)
-        role = LedgerRole(redis, engine, secrets.token_hex(8))
+        role = LedgerRole(redis, engine, secrets.token_hex(8), restore=restore)
         async with asyncio.TaskGroup() as group:
             cleaning = group.create_task(keep_retention(database_url, [kept_rows(retain_days)], _wall_us))
             await _drain_until(role, stop, linger_s, retry_s)

@@ -16,14 +16,13 @@ from typing import Any
 import msgspec
 
 from gateway.domain.settlement import Kind, LedgerRow, Progress, Rule, RuleState
-from gateway.domain.usage_stream import COMMITTED, PREFIX, STREAM
+from gateway.domain.usage_stream import COMMITTED, META, PREFIX, STREAM
 from gateway.limits.reference import check_rule
 from gateway.limits.scripts import Script
 
 Args = tuple[bytes | str | int, ...]
 
 LIVE = PREFIX + "live"
-META = PREFIX + "meta"
 SWEEPER = PREFIX + "sweeper"
 _CODE: dict[Kind, int] = {"rate": 1, "quota": 2, "lease": 3}
 _LONGEST_NAME = 160
@@ -198,7 +197,7 @@ def parse_settle(reply: Sequence[Any]) -> SettleReply:
         ValueError: it is something else.
     """
     code, now_us, overruns, epoch, committed, entry = reply
-    return SettleReply(code, now_us, overruns, epoch, _committed_id(committed), _entry_id(entry))
+    return SettleReply(code, now_us, overruns, epoch, committed_id(committed), _entry_id(entry))
 
 
 def parse_record(record: bytes) -> tuple[int, int, bytes]:
@@ -212,7 +211,7 @@ def parse_record(record: bytes) -> tuple[int, int, bytes]:
 
 
 @lru_cache(maxsize=8)
-def _committed_id(text: bytes) -> EntryId:
+def committed_id(text: bytes) -> EntryId:
     """An id that changes a few times a second; (0, 0) for what is none: the key may hold anything."""
     try:
         return _entry_id(text)

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from typing import Any
 
-from gateway.limits.commands import Args, Closing, EntryId, SettleReply, parse_settle, settle_args
+from gateway.limits.commands import Args, Closing, EntryId, SettleReply, committed_id, parse_settle, settle_args
 from gateway.limits.link import Command, Link, LinkDown
 from gateway.limits.scripts import Script
 from gateway.limits.spool import Spool
@@ -180,6 +180,12 @@ class Outstanding:
             self._spool_answer(ok=True)
         if self._kept or (self._spool is not None and self._spool.waiting):
             self.repeat()
+
+    def acknowledged(self, committed: bytes | None) -> None:
+        """What is in SQL, asked for where no settlement's answer tells it."""
+        upto = committed_id(committed or b"")
+        while self._held and self._held[0][0] <= upto:
+            self._held.popleft()
 
     def refused(self) -> None:
         """Redis answered with an error (out of memory, a poisoned stream): nothing is repeated for a while."""

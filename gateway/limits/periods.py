@@ -37,3 +37,11 @@ def period_of(period: Period, zone: str, now_us: int) -> tuple[str, int]:
         name, next_day = f"{today:%Y-%m}", (today.date().replace(day=1) + timedelta(days=31)).replace(day=1)
     midnight = datetime(next_day.year, next_day.month, next_day.day, tzinfo=here)  # fold=0: the first one
     return name, (midnight - _EPOCH) // _MICROSECOND
+
+
+def begins_us(period: Period, zone: str, now_us: int) -> int:
+    """The first instant (µs UTC) of the period that an instant lies in; arguments and errors as `period_of`."""
+    here = ZoneInfo(zone or "UTC")
+    today = datetime.fromtimestamp(now_us // 1_000_000, here).date()
+    first = today if period == "day" else today.replace(day=1)
+    return (datetime(first.year, first.month, first.day, tzinfo=here) - _EPOCH) // _MICROSECOND

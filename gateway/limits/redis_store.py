@@ -14,7 +14,8 @@ from typing import Any, Self
 import msgspec
 
 from gateway.domain.settlement import LedgerRow, Progress, Reservation, Rule, RuleState, Settlement
-from gateway.domain.usage_stream import pack_row
+from gateway.domain.usage_stream import COMMITTED, EPOCH, META, REBUILT, pack_row
+from gateway.limits.ask import Ask
 from gateway.limits.commands import AdmitReply, Args, Closing, admit_args, ask, pack_opening, parse_admit, renew_args
 from gateway.limits.link import Command, Link, LinkDown
 from gateway.limits.outstanding import Outstanding
@@ -29,6 +30,8 @@ from gateway.limits.wire import ReplyError
 log = logging.getLogger(__name__)
 _RENEW_AT_ONCE = 128
 _RETRY_MS = 1000
+#: Between two looks whether the quotas are rebuilt.
+_LOOK_S = 0.05
 
 
 class _Live(msgspec.Struct, frozen=True, gc=False):
@@ -129,6 +132,8 @@ class RedisStore:
         timeout_ms: the longest that an admission waits for Redis.
         spool: where settlements go that neither Redis nor memory can take.
         max_kept: how many settlements wait in memory while Redis is away.
+        rebuilt: somebody rebuilds the quotas of a Redis that lost its data; until then they are out, and `on_outage` says
+            what follows.
 
     Raises:
         ValueError: the URL cannot be read.
@@ -143,6 +148,7 @@ class RedisStore:
         timeout_ms: int = 50,
         spool: Spool | None = None,
         max_kept: int = 10_000,
+        rebuilt: bool = False,
     ) -> None:
         self.scripts: Scripts = compose()
         self.poisoned = 0
@@ -154,7 +160,10 @@ class RedisStore:
         self._open: dict[str, _Live] = {}
         self._spool = spool
         self.settlements = Outstanding(self.scripts.settle, max_kept, spool)
-        self.link = Link(url, self.scripts.all, timeout_ms / 1000, self.settlements.reconnected)
+        self.link = Link(url, self.scripts.all, timeout_ms / 1000, self._reconnected)
+        self._rebuilt = rebuilt
+        self._rebuilt_epoch = 0
+        self._looking = False
         self.settlements.bind(self.link)
         self._group: asyncio.TaskGroup | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -176,6 +185,11 @@ class RedisStore:
     def ready(self) -> bool:
         """False when a settlement could be lost: memory and spool are full."""
         return not self.settlements.full
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether Redis answers, but its quotas do not yet hold what the ledger knows."""
+        return self._rebuilt and self.link.breaker.closed and not self._rebuilt_epoch
 
     @property
     def open_count(self) -> int:
@@ -208,6 +222,11 @@ class RedisStore:
             raise
         if not answer.code:
             raise refusal(ours, answer.index, answer.retry_after_ms, answer.states)
+        if self._rebuilt and answer.epoch != self._rebuilt_epoch:
+            self._look()
+            if any(rule.kind == "quota" and rule.on_outage == "deny" for rule in ours):
+                self.forget(id, ours, answer.epoch, answer.now_us)
+                raise unavailable(_RETRY_MS, "quotas are being rebuilt")
         self._open[id] = _Live(ours, answer.epoch, answer.now_us, lease_ms)
         return Reservation(id, answer.now_us, ours, answer.states)
 
@@ -231,6 +250,11 @@ class RedisStore:
         if not self.link.send(command):
             raise LinkDown("breaker open", sent=False)
         return await command.future
+
+    def acknowledge(self) -> None:
+        """Ask which rows are in SQL, where some are held and no settlement's answer tells of it."""
+        if self.settlements.held:
+            self.link.send(Ask(("GET", COMMITTED), self.settlements.acknowledged))
 
     async def renew(self, live: Sequence[Progress]) -> None:
         """See `LimitStore.renew`; bounded batches, so that no script runs long."""
@@ -278,6 +302,27 @@ class RedisStore:
             group, self._group = self._group, None
             self._keeper.cancel()
             await group.__aexit__(None, None, None)
+
+    def _reconnected(self) -> None:
+        self.settlements.reconnected()
+        if self._rebuilt:
+            self._look()
+
+    def _look(self) -> None:
+        """Ask whether the quotas hold what the ledger knows; again until they do."""
+        if not self._looking:
+            self._looking = self.link.send(Ask(("HMGET", META, EPOCH, REBUILT), self._looked))
+
+    def _looked(self, reply: Any) -> None:
+        self._looking = False
+        if reply is None:
+            return  # the next connection looks
+        epoch, rebuilt = reply
+        if rebuilt is not None and rebuilt == epoch:
+            self._rebuilt_epoch = int(epoch)
+        else:
+            self._rebuilt_epoch = 0
+            asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
     def _give_up(self, command: _Admit) -> None:
         """The caller of an admission left."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import redis
 
 from tests.gateway_process import GatewayProcess, declared_key, http_client
 from tests.raw_client import RawClient
@@ -18,6 +19,7 @@ from tests.upstream import in_thread, upstream_server
 pytestmark = pytest.mark.redis
 DENY, ALLOW, FREE, FIVE = (f"sk-outage-{name}-0123456789abcdef" for name in ("deny", "allow", "free", "five"))
 ONE = "sk-outage-one-0123456789abcdef"
+BUDGET = "sk-outage-budget-0123456789abcdef"
 TIMEOUT_S = 0.2
 #: What a busy test machine may add to a request.
 SLACK_S = 0.5
@@ -40,6 +42,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
                     declared_key("allow", ALLOW, limits=[{**many, "on_outage": "allow"}]),
                     declared_key("free", FREE),
                     declared_key("one", ONE, limits=[{"concurrent": 1}]),
+                    declared_key("budget", BUDGET, limits=[{"requests": 5, "per": "month"}]),
                     declared_key("five", FIVE, limits=[{"requests": 5, "per": "hour"}]),
                 ]
             },
@@ -117,6 +120,26 @@ async def test_a_killed_redis_comes_back_without_a_restart_and_no_row_is_lost(ga
     assert gateway.events("limits_redis_out") and gateway.events("limits_redis_back")
     rows = await asyncio.to_thread(gateway.rows, 12 + 12, since_us=since, within_s=10)
     assert Counter(row["key_id"] for row in rows if row["key_id"] != "deny") == {"allow": 6, "free": 6}
+
+
+async def test_a_monthly_budget_is_not_reset_by_an_emptied_redis(gateway: GatewayProcess) -> None:
+    assert [(await ask(gateway, BUDGET))[0] for _ in range(5)] == [200] * 5
+    for how in ("killed", "flushall"):
+        if how == "killed":
+            gateway.redis.kill()
+            gateway.redis.start()
+        else:
+            with redis.Redis.from_url(gateway.redis.url) as client:
+                client.flushall()
+        told = set()
+        deadline = time.monotonic() + 20
+        while 429 not in told:
+            assert time.monotonic() < deadline, told
+            told.add((await ask(gateway, BUDGET))[0])
+        assert 200 not in told, "while it is rebuilt it is out, and this limit denies then"
+        status, _, answer = await ask(gateway, BUDGET)
+        assert (status, answer.json()["error"]["code"]) == (429, "insufficient_quota")
+    await again(gateway, DENY)
 
 
 async def test_pauses_never_let_more_through_than_the_limit(gateway: GatewayProcess) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.limits.periods import LONGEST_PERIOD_US, period_of
+from gateway.limits.periods import LONGEST_PERIOD_US, begins_us, period_of
 
 ZONES = sorted(available_timezones() - {"localtime", "Factory"})
 #: 2000 to 2060, with all changes of clocks in between that the database knows.
@@ -27,6 +27,14 @@ def test_an_instant_lies_in_one_period_and_the_next_begins_at_its_end(zone, peri
     after, later = period_of(period, zone, ends)
     assert after > name
     assert later > ends
+
+
+@given(zone=st.sampled_from(ZONES), period=kinds, now=instants)
+def test_its_first_instant_is_the_end_of_the_one_before(zone, period, now):
+    name, ends = period_of(period, zone, now)
+    first = begins_us(period, zone, now)
+    assert first <= now < ends
+    assert period_of(period, zone, first)[0] == name != period_of(period, zone, first - 1)[0]
 
 
 @given(zone=st.sampled_from(ZONES), now=instants)
