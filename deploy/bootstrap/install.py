@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from deploy.bootstrap import llama
+from deploy.bootstrap import llama, node
 from deploy.bootstrap.places import CHAT_MODEL, EMBED_MODEL, Places, llama_requirement
 from deploy.bootstrap.steps import Stamps, StepFailed, Steps
 
@@ -75,6 +75,7 @@ class Install:
             (no_llama, self._llama),
             (not stamps.done("packages", self._package_inputs()), self._packages),
             (no_models, self._models),
+            (self._role != "run" and node.wanted(stamps, places), self._node),
             (self._lacks_servers() or self._lacks_programs(), self._from_apt),
         ]
 
@@ -201,6 +202,10 @@ class Install:
                 shutil.rmtree(folder)
                 shutil.rmtree(packages)
         shutil.rmtree(places.build / "downloads", ignore_errors=True)
+
+    def _node(self) -> None:
+        """What the tests of OpenAI's Node SDK need."""
+        node.install(self._steps, self._stamps, self._places, self._pip)
 
     def _download(self, package: str) -> Path:
         """A package's wheel, not installed."""
