@@ -19,6 +19,7 @@ from backends.remote.listing import listed_models
 from backends.remote.origin import Credential, Origin, tls_context
 from backends.remote.pool import HttpPool
 from backends.remote.rendering import ServerRenderer, TemplateRenderer, Tokenise, joined
+from backends.remote.repair import GIVES, Repairing
 from backends.remote.transport import Timeouts
 from backends.templates.families import family
 from backends.templates.jinja import ChatTemplate, Segment
@@ -62,7 +63,8 @@ class Backends:
             client = self.engine(deployment.engine)
             can = _corrected(registry.engine_capabilities(spec.kind, spec.options), deployment)
             loaded = LoadedFirst(client, self._board, deployment.engine)
-            return _interpreted(loaded, deployment, lambda: str(client.describe().get("prompt_tail", ""))), can
+            read = _interpreted(loaded, deployment, lambda: str(client.describe().get("prompt_tail", "")))
+            return _repaired(read, deployment, can)
         return remote(deployment, self._tokenizer, self._headers)
 
     def _tokenizer(self, path: str) -> Tokenizes:
@@ -105,7 +107,7 @@ def remote(
     if "n" not in can:
         inner, can = FanOut(inner), can | {"n"}
     tail = template.tail if template is not None else ""
-    return _interpreted(inner, deployment, lambda: tail), can
+    return _repaired(_interpreted(inner, deployment, lambda: tail), deployment, can)
 
 
 def _untold(deployment: Deployment, load: Callable[[str], Tokenizes]) -> Untold | None:
@@ -156,6 +158,13 @@ def _interpreted(inner: Backend, deployment: Deployment, tail: Callable[[], str]
         return bool(begin) and tail().rstrip().endswith(begin)
 
     return Interpreting(inner, syntax=syntax, tags=tags, opened=opened)
+
+
+def _repaired(inner: Backend, deployment: Deployment, can: Capabilities) -> tuple[Backend, Capabilities]:
+    """With JSON forms of the answer that are checked here, where the configuration allows a second call."""
+    if not deployment.repair or can >= GIVES:
+        return inner, can
+    return Repairing(inner, can), can | GIVES
 
 
 def _tokenise(dialect: Dialect, deployment: Deployment) -> Tokenise | None:

@@ -15,6 +15,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False, tag="usage"):
     """Tokens of one answer, an event of the stream.
 
     `source`: `reported` by the backend, `counted` by us with the model's tokenizer, or `estimated`.
+    `calls`: of each call that the answer took, where it took more than one; they are in the sums.
     """
 
     input_tokens: int
@@ -22,6 +23,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False, tag="usage"):
     cached_input_tokens: int = 0
     reasoning_tokens: int = 0
     source: UsageSource = "reported"
+    calls: tuple[Usage, ...] = ()
 
     @property
     def total_tokens(self) -> int:

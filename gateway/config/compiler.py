@@ -145,6 +145,7 @@ class Compiler:
             template=template.template,
             template_eos=template.eos_token,
             template_stops=FAMILIES[builtin].stops if (builtin := _builtin(entry.template)) in FAMILIES else (),
+            repair=entry.repair,
             verify_tls=entry.verify_tls,
             early_keepalive_s=entry.early_keepalive_s,
             options=entry.options,

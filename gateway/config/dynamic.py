@@ -291,6 +291,11 @@ class DeploymentEntry(Entry):
         description="family in whose way the model marks its thoughts, for servers that do not tell them apart"
         " (default: the engine's)",
     )
+    repair: bool = Field(
+        default=False,
+        description="whether JSON forms of the answer that it cannot be held to are asked of it in words, checked, and asked"
+        " once more when they do not fit; such answers come at once",
+    )
     verify_tls: bool = Field(default=True, description="whether its certificate is checked")
 
 

@@ -40,7 +40,7 @@ class Deployment(msgspec.Struct, frozen=True):
     `tools`, `thinking`: the family in whose ways the model's text is read for tool calls and thoughts, "" = not at all.
     `template_eos`: the text that `eos_token` stands for in its chat template; `template_stops`: strings that end an answer
     under it. `options`: what the dialect wants to know of this server beyond its quirks. `tokenizer`: the path of its
-    model's tokenizer.json, "" = none is known.
+    model's tokenizer.json, "" = none is known. `repair`: JSON forms that it cannot be held to are checked, and asked twice.
     """
 
     id: str
@@ -61,6 +61,7 @@ class Deployment(msgspec.Struct, frozen=True):
     template: str = ""
     template_eos: str = ""
     template_stops: tuple[str, ...] = ()
+    repair: bool = False
     verify_tls: bool = True
     early_keepalive_s: float | None = None
     options: Mapping[str, object] = {}

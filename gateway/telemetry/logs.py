@@ -64,6 +64,8 @@ def request_fields(tally: Observed, now_wall_us: int) -> dict[str, object]:
     if usage is not None:
         fields["input_tokens"], fields["output_tokens"] = usage.input_tokens, usage.output_tokens
         fields["usage"] = usage.source
+    if usage is not None and usage.calls:
+        fields["calls"] = [[one.input_tokens, one.output_tokens] for one in usage.calls]
     if error is not None:
         fields["error"] = redact((error.code or error.type)[:64])
         if error.detail:

@@ -1,0 +1,108 @@
+"""Whether a text is the JSON that was asked for: found in what a model wrote around it, and held against its schema.
+
+The schema is the client's and the text is the model's, so the check is bounded: references are counted and never fetched,
+and keywords with regular expressions, whose time nothing bounds, are refused beforehand. Source: JSON Schema 2020-12 (and
+what `$schema` says), by the package jsonschema.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.validators import extend, validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from backends.core.request import Output
+
+#: Keywords whose check takes a time that nothing bounds.
+UNCHECKED = ("pattern", "patternProperties")
+_MAX_REFERENCES = 10_000
+_MAX_MISTAKE = 400
+_FENCED = re.compile(r"\A```[A-Za-z0-9_-]{0,16}[ \t]*\r?\n(.*?)\r?\n?```\Z", re.DOTALL)
+_NOWHERE: Registry[Any] = Registry()
+
+
+class Mistake(ValueError):
+    """The text is not what was asked for; the message may be shown to the model."""
+
+
+def unwrapped(text: str) -> str:
+    """The text without white space around it and without a Markdown fence."""
+    text = text.strip()
+    fenced = _FENCED.match(text)
+    return fenced[1].strip() if fenced else text
+
+
+class Form:
+    """One asked form of an answer."""
+
+    def __init__(self, output: Output) -> None:
+        """Prepare to check answers of a form.
+
+        Raises:
+            ValueError: the schema is none, or has a keyword that is not checked here.
+        """
+        self.schema = output.schema if output.kind == "json_schema" else msgspec.Raw(b'{"type":"object"}')
+        value = json.loads(bytes(self.schema) or b"{}")
+        if unknown := next((word for word in _keywords(value) if word in UNCHECKED), ""):
+            raise ValueError(f"{unknown!r} cannot be checked")
+        kind = validator_for(value, default=Draft202012Validator)
+        try:
+            kind.check_schema(value)
+        except (SchemaError, RecursionError):
+            raise ValueError("it is no JSON schema") from None
+        self._kind = kind
+        self._value = value
+
+    def check(self, text: str) -> None:
+        """Hold a text against the form.
+
+        Raises:
+            Mistake: it does not fit; says where.
+        """
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise Mistake(f"It is no JSON: {str(error)[:_MAX_MISTAKE]}") from None
+        left = _MAX_REFERENCES
+
+        def counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Mistake("It is too intricate to be checked.")
+            yield from self._kind.VALIDATORS["$ref"](validator, reference, instance, schema) or ()
+
+        validator = extend(self._kind, {"$ref": counted})(self._value, registry=_NOWHERE)
+        try:
+            found = next(validator.iter_errors(value), None)
+        except (Unresolvable, RecursionError):
+            raise Mistake("Its schema has a reference that leads nowhere.") from None
+        if found is not None:
+            raise Mistake(f"At {found.json_path}: {found.message}"[:_MAX_MISTAKE])
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _keywords(value: Any) -> Iterator[str]:
+    """Every key, names of properties too: better to refuse one that is no keyword than to check one that is."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if key != "properties" or not isinstance(one, dict):
+                yield key
+                yield from _keywords(one)
+            else:
+                for inner in one.values():
+                    yield from _keywords(inner)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _keywords(one)
