@@ -143,12 +143,6 @@ def speed(samples: Samples) -> list[Figure]:
     ]  # fmt: skip
 
 
-def redis_pair(pair_us: float) -> Figure:
-    """The figure of `limits_cost`: without a gateway."""
-    note = "the limit store alone, 64 at once"
-    return Figure(name="Redis CPU per admit + settle pair, 4 rules", unit="µs", value=pair_us, bar=60, target=40, note=note)
-
-
 def _busy(samples: Samples, scenario: str) -> str:
     """How much of its core the gateway got: below 1, others or the load generator were the bound."""
     busy, each = median(samples.get(scenario, {}).get("gateway", []), lambda s: s.busy), cpu_us(samples, scenario, "gateway")

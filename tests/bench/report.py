@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.bench.figures import Figure, cpu_us, loaded, median, ratio
 from tests.bench.rounds import Samples
 from tests.bench.scenarios import SCENARIOS
 
-BEGIN = "<!-- measured: written by `make bench`, what is outside of these two lines is kept -->"
-END = "<!-- end of measured -->"
+
+def begin(part: str) -> str:
+    """The line before what is measured of a part."""
+    return f"<!-- {part}: written by `make bench`; what is outside of such two lines is kept -->"
+
+
+def end(part: str) -> str:
+    """The line after it."""
+    return f"<!-- end of {part} -->"
 
 
 def number(value: float | None, places: int | None = None) -> str:
@@ -73,14 +80,16 @@ def scenarios_table(samples: Samples) -> str:
     return table([*head, "core used", "load's core used", "errors"], rows)
 
 
-def page(text: str, measured: str) -> str:
-    """The page with its measured part replaced; a page without one gets it at its end."""
-    before, begin, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2] if begin else "\n"
-    return f"{before.rstrip()}\n\n{BEGIN}\n\n{measured.strip()}\n\n{END}{after}".lstrip("\n")
+def page(text: str, part: str, measured: str) -> str:
+    """The page with what is measured of one part replaced; a page without that part gets it at its end."""
+    before, found, rest = text.partition(begin(part))
+    after = rest.partition(end(part))[2] if found else "\n"
+    return f"{before.rstrip()}\n\n{begin(part)}\n\n{measured.strip()}\n\n{end(part)}{after}".lstrip("\n")
 
 
-def write_page(file: Path, measured: str) -> None:
-    """Replace the measured part of a file; it is made when it does not exist."""
+def write_page(file: Path, measured: Mapping[str, str]) -> None:
+    """Replace the parts of a file that were measured; it is made when it does not exist."""
     text = file.read_text() if file.exists() else "# Benchmarks\n"
-    file.write_text(page(text, measured))
+    for part, of_part in measured.items():
+        text = page(text, part, of_part)
+    file.write_text(text)

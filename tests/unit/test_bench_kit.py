@@ -7,7 +7,11 @@ import pytest
 from tests.bench.accounting import cpu_between, cpu_times, pss_kib, tree
 from tests.bench.engine_part import Round, compared, figures, rounds_table
 from tests.bench.figures import Figure, cpu_us, errors, speed
-from tests.bench.report import BEGIN, END, figures_table, page, scenarios_table
+from tests.bench.key_lookup import Lookup, lookup
+from tests.bench.limits_cost import Client, Cost
+from tests.bench.limits_part import costs_table
+from tests.bench.limits_part import figures as limits_figures
+from tests.bench.report import begin, end, figures_table, page, scenarios_table
 from tests.bench.rounds import Sample, order
 from tests.bench.scenarios import SCENARIOS, chosen, models
 
@@ -126,11 +130,29 @@ def test_wrong_answers_are_told_with_their_cause():
 
 
 def test_only_the_measured_part_of_a_page_is_replaced():
-    first = page("# Benchmarks\n\nWords before.\n", "one")
-    assert first.startswith("# Benchmarks\n\nWords before.\n\n" + BEGIN)
-    second = page(first + "\nWords after.\n", "two")
-    assert "one" not in second and second.index("two") < second.index(END) < second.index("Words after.")
-    assert page(second, "two") == second
+    first = page("# Benchmarks\n\nWords before.\n", "gateway", "one")
+    assert first.startswith("# Benchmarks\n\nWords before.\n\n" + begin("gateway"))
+    second = page(page(first + "\nWords after.\n", "pool", "other"), "gateway", "two")
+    assert "one" not in second and second.index("two") < second.index(end("gateway")) < second.index("Words after.")
+    assert second.index("Words after.") < second.index("other")
+    assert page(second, "gateway", "two") == second
+
+
+def test_admissions_are_told_by_rules_and_per_second_of_a_core():
+    costs = [Cost(n, 10.0 + n, 8.0, 20.0 + n, Client(25.0, 9000)) for n in (1, 4, 12)]
+    told = {f.name: f for f in limits_figures(costs, Client(40.0, 7000), Lookup(3.0, 900.0, 9.0))}
+    pair = told["Redis CPU per admit + settle pair, 4 rules"]
+    assert (pair.value, pair.meets(pair.bar), pair.meets(pair.target)) == (24.0, True, True)
+    assert [told[f"Redis CPU per admission, {n} rule{s}"].value for n, s in ((1, ""), (4, "s"), (12, "s"))] == [11, 14, 22]
+    assert told["admissions per second and core of a worker, 4 rules"].value == pytest.approx(40_000)
+    assert told["the same without Redis (embedded mode)"].value == pytest.approx(25_000)
+    assert told["key lookup, for the first time"].value == 900
+    assert costs_table(costs).count("\n") == 4
+
+
+def test_a_key_is_looked_up_among_many(tmp_path):
+    found = lookup(tmp_path, 1_500)
+    assert min(found.known_us, found.forged_us, found.stored_us) > 0
 
 
 def test_the_pool_is_compared_round_by_round_with_the_server_in_the_same_manner():
