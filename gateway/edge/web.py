@@ -24,6 +24,13 @@ from gateway.edge.openapi import docs_page, document
 from gateway.protocols.openai_errors import envelope, render
 
 VERSION = "0.1.0"
+#: The one HTML page may run nothing, be framed by nobody and send nothing anywhere.
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none';"
+    " form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 
 class Authenticates(Protocol):
@@ -105,8 +112,7 @@ def web_app(parts: WebParts) -> FastAPI:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
-        return HTMLResponse(docs_page(app.openapi()), headers=policy)
+        return HTMLResponse(docs_page(app.openapi()), headers=_PAGE_HEADERS)
 
     for router in parts.routers:
         app.include_router(router)

@@ -114,6 +114,8 @@ def stated(raw: msgspec.Raw | msgspec.UnsetType) -> msgspec.Raw | None:
 def checked_schema(raw: msgspec.Raw, param: str) -> msgspec.Raw:
     """A JSON object kept as JSON, as its own copy: not deeper than MAX_DEPTH, no name twice, finite numbers.
 
+    A `$ref` to another document is refused: whoever compiles the schema behind us might fetch it.
+
     Raises:
         BadRequest: names `param`.
     """
@@ -126,6 +128,8 @@ def checked_schema(raw: msgspec.Raw, param: str) -> msgspec.Raw:
         raise BadRequest(f"'{param}' is nested more than {MAX_DEPTH} levels deep.", param=param)
     try:
         _strictly.decode(text.decode())
+    except _RemoteReference:
+        raise BadRequest(f"Invalid value for '{param}': a $ref must begin with '#'.", param=param) from None
     except (ValueError, RecursionError):
         raise BadRequest(f"Invalid value for '{param}': a name is given twice or a value is no JSON.", param=param) from None
     return msgspec.Raw(text)
@@ -145,9 +149,16 @@ def _depth(text: bytes) -> int:
     return deepest
 
 
+class _RemoteReference(Exception):
+    """A reference that leads out of the schema."""
+
+
 def _object_once(pairs: list[tuple[str, Any]]) -> None:
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("duplicate name")
+    for name, value in pairs:
+        if name in ("$ref", "$dynamicRef") and isinstance(value, str) and not value.startswith("#"):
+            raise _RemoteReference
 
 
 def _finite(text: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from backends.core.errors import BadRequest
@@ -19,6 +20,7 @@ from backends.core.request import (
     ToolChoice,
 )
 from gateway.protocols.contract import Call, ClientProtocol, Options
+from gateway.protocols.decoding import checked_schema
 from gateway.protocols.openai_wire import IGNORED, REFUSED
 from gateway.protocols.registry import CHAT, COMPLETIONS, EMBEDDINGS, PATHS
 
@@ -453,3 +455,12 @@ def test_refusals_of_embeddings(fields: dict[str, object], param: str) -> None:
 
 def test_aliases_answer_the_same_protocol() -> None:
     assert all(PATHS[path] is PATHS[f"/v1{path}"] for path in ("/chat/completions", "/completions", "/embeddings"))
+
+
+@pytest.mark.parametrize("reference", ["http://evil.example/s.json", "//evil/s", "other.json#/a", "file:///etc/passwd"])
+def test_a_schema_refers_to_itself_alone(reference: str) -> None:
+    inner = json.dumps({"type": "object", "properties": {"a": {"$ref": reference}}}).replace("$ref", "\\u0024ref")
+    with pytest.raises(BadRequest, match="begin with '#'"):
+        checked_schema(msgspec.Raw(inner.encode()), "schema")
+    own = b'{"$defs":{"a":{}},"properties":{"$ref":{"type":"string"},"b":{"$ref":"#/$defs/a"}}}'
+    assert bytes(checked_schema(msgspec.Raw(own), "schema")) == own
