@@ -126,7 +126,7 @@ class Parts:
             settler=self.settler,
             open_requests=self.open_requests,
             report_bug=self._report_bug,
-            mint_id=mint_id,
+            mint_id=mint_id if self._tracing is None else self._tracing.minted(mint_id),
             plans=Plans(boot.configuration.static.redis.on_outage),
             signal=self._signal,
         )

@@ -79,6 +79,7 @@ class Tracing:
         self._sink = sink
         self._random_bits, self._chance = random_bits, chance
         self._sample, self._follow = sample, follow_clients
+        self._open: dict[str, Trace] = {}
 
     def served(self, serve: Serve) -> Serve:
         """`serve` with a trace around each exchange."""
@@ -101,12 +102,24 @@ class Tracing:
 
         return traced
 
-    def observe(self, tally: Tally) -> str:
-        """The request of this task has ended: its spans go out. Gives the trace's id for the log, "" without one.
+    def minted(self, mint_id: Callable[[int], str]) -> Callable[[int], str]:
+        """`mint_id` that remembers whose trace a request's id belongs to, until the request is observed."""
 
-        Requests without a valid key make no spans: whoever knows no key could make as many as he likes.
+        def remembering(now_us: int) -> str:
+            id = mint_id(now_us)
+            if (trace := _present.get()) is not None:
+                self._open[id] = trace
+            return id
+
+        return remembering
+
+    def observe(self, tally: Tally) -> str:
+        """A request has ended: its spans go out. Gives the trace's id for the log, "" without one.
+
+        It may be told a moment later and by another task than the request's. Requests without a valid key make no spans:
+        whoever knows no key could make as many as he likes.
         """
-        trace = _present.get()
+        trace = self._open.pop(tally.id, None)
         if trace is None:
             return ""
         if trace.sampled and tally.principal is not None:

@@ -143,6 +143,7 @@ async def through(
         async with built.open(GenerationRequest("m")):
             told.update(outgoing())
         tally = ended()
+        tally.id = one.minted(lambda _: "id-1")(0)
         tally.attempts = tally.attempts[:1]
         tally.principal = tally.principal if principal else None
         logged = one.observe(tally)
@@ -205,6 +206,7 @@ async def test_admissions_and_waits_are_noted_with_their_errors() -> None:
         for call in (limits.admit("id", (), None, 1), TracedGate(Full()).acquire("id", "key", (), 1)):  # type: ignore[arg-type]
             with pytest.raises(Overloaded):
                 await call
+        one.minted(lambda _: "id-1")(0)
         one.observe(ended())
 
     await one.served(serve)(FakeExchange(b""), None)  # type: ignore[arg-type]
