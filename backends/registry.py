@@ -29,6 +29,7 @@ from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
 from backends.dialects.tei import Tei
 from backends.dialects.tgi import Tgi
 from backends.dialects.triton import Triton, TritonOptions
+from backends.engines.transformers import sampling as transformers_sampling
 from backends.engines.vllm import sampling as vllm_sampling
 from backends.parsing.think import THINK_TAGS, Tags
 from backends.parsing.toolcalls.families import TOOL_SYNTAXES
@@ -252,18 +253,20 @@ _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
         )
         | {"ignore_eos", "min_tokens"},
         "vllm": vllm_sampling.CAPABILITIES | {"chat", "needs_output_cap"},
+        "transformers": transformers_sampling.CAPABILITIES | {"chat", "needs_output_cap"},
     }
 )
 #: The option that has an engine read tool calls by itself, by kind.
 _TOOL_PARSERS: Mapping[str, str] = MappingProxyType({"vllm": "tool_call_parser"})
 #: Engines that hide control tokens unless they are told which are to be shown.
-_SHOWS = frozenset({"llamacpp"})
+_SHOWS = frozenset({"llamacpp", "transformers"})
 _EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
 #: Engine kinds to `module:callable`, an import string: workers never import an engine.
 ENGINES: Mapping[str, str] = MappingProxyType(
     {
         "llamacpp": "backends.engines.llamacpp.engine:load",
         "vllm": "backends.engines.vllm.engine:load",
+        "transformers": "backends.engines.transformers.engine:load",
         "scripted": "backends.engines.scripted:ScriptedEngine",
     }
 )

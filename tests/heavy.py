@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-#: vLLM's variables on a machine without a GPU: half a GiB of cache is plenty for a tiny model.
-VLLM_ON_CPU = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "2",
-}
+#: Nothing is looked for on a hub.
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+#: vLLM's variables on a machine without a GPU: a GiB of cache is plenty for a tiny model.
+VLLM_ON_CPU = {**OFFLINE, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2"}
 
 
 def python(library: str) -> Path:

@@ -42,6 +42,7 @@ class EngineCase:
     marks: tuple[pytest.MarkDecorator, ...] = ()
     up_s: float = 40.0
     lacks: Mapping[str, str] = field(default_factory=dict)
+    variant: str = ""
 
     def need(self, *flags: str) -> None:
         """Skip the test unless the engine has all of these flags."""
@@ -74,9 +75,32 @@ def _vllm() -> dict[str, Any]:
     }
 
 
+def _transformers(**options: Any) -> Callable[[], dict[str, Any]]:
+    def launch() -> dict[str, Any]:
+        python = heavy.python("transformers")
+        model = heavy.tiny_model(python)
+        return {"python": str(python), "model": str(model), "environment": heavy.OFFLINE, "options": {"threads": 1, **options}}
+
+    return launch
+
+
+#: What transformers' engine has not, batched or not.
+_NOT_TRANSFORMERS = frozenset({"step_log", "schema", "grammar", "cached"})
+
 CASES = (
     EngineCase("scripted", _scripted, frozenset(FLAGS) - {"schema", "grammar", "cached"}),
     EngineCase("llamacpp", _llamacpp, frozenset(FLAGS), (pytest.mark.llamacpp,)),
     EngineCase("vllm", _vllm, frozenset(FLAGS) - {"step_log"}, (pytest.mark.heavy, pytest.mark.timeout(400)), up_s=240),
+    *(
+        EngineCase(
+            "transformers",
+            _transformers(batching=batching),
+            frozenset(FLAGS) - _NOT_TRANSFORMERS,
+            (pytest.mark.heavy, pytest.mark.timeout(400)),
+            up_s=240,
+            variant=batching,
+        )
+        for batching in ("queue", "continuous")
+    ),
 )
-PARAMS = [pytest.param(case, id=case.kind, marks=case.marks) for case in CASES]
+PARAMS = [pytest.param(case, id="-".join(filter(None, (case.kind, case.variant))), marks=case.marks) for case in CASES]

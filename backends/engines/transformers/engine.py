@@ -1,0 +1,255 @@
+"""Models that nothing else runs, by Hugging Face transformers: one at a time through `generate`, or its continuous batch.
+
+Jobs are tokenised and checked on the engine thread. The model's own threads make the tokens and put events into a
+mailbox, which `step` empties.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+from backends.core.capabilities import Capabilities
+from backends.core.contracts import Engine
+from backends.core.errors import BadRequest, Overloaded, UnsupportedParameter
+from backends.core.events import Event, Failure
+from backends.core.request import GenerationRequest, Job
+from backends.core.usage import Usage
+from backends.engines.huggingface.prompts import Prompts
+from backends.engines.huggingface.spelling import Spelling
+from backends.engines.journal import Journal
+from backends.engines.launch import EngineLaunch
+from backends.engines.mailbox import Mailbox
+from backends.engines.options import EngineLoadFailed, read_options
+from backends.engines.transformers.answers import Answer, Ends
+from backends.engines.transformers.batching import Batch, Unsuitable, pages
+from backends.engines.transformers.embedder import TransformersEmbedder
+from backends.engines.transformers.loading import Loaded, generation_problem
+from backends.engines.transformers.sampling import CAPABILITIES, batchable, generation_arguments
+from backends.engines.transformers.settings import SUPPORTED, TransformersOptions
+from backends.engines.transformers.solo import Solo
+from backends.engines.transformers.work import Work
+from backends.engines.versions import check
+
+#: Stop strings of a request.
+MAX_STOPS = 64
+CLOSE_S = 1.0
+
+
+def load(launch: EngineLaunch) -> Engine:
+    """The engine for a launch: an embedder when its options say so.
+
+    Raises:
+        EngineLoadFailed: in one line why not.
+    """
+    version = check(SUPPORTED)
+    options = read_options(launch.options, TransformersOptions)
+    if problem := generation_problem(options.generation):
+        raise EngineLoadFailed(problem)
+    if options.embedding:
+        return TransformersEmbedder(launch, options, version)
+    return TransformersEngine(launch, options, version)
+
+
+class _Open:
+    """A job that is not over: who runs it, and how far it has come."""
+
+    def __init__(self, work: Work, runner: Solo | Batch) -> None:
+        self.work = work
+        self.runner = runner
+        self.began = time.monotonic()
+        self.spoke = False
+
+
+class TransformersEngine:
+    """See the module; the `Engine` contract."""
+
+    def __init__(self, launch: EngineLaunch, options: TransformersOptions, version: str) -> None:
+        """Raises EngineLoadFailed."""
+        self._options = options
+        self._version = version
+        self._slots = launch.slots
+        self._queue = launch.queue
+        self._job_s = 1.0
+        self._jobs: dict[str, _Open] = {}
+        self._mailbox = Mailbox()
+        self._loaded = loaded = Loaded(launch.model, options)
+        self.context_size = _context(launch.context, loaded.trained_context)
+        self._prompts = Prompts(
+            loaded.tokenizer,
+            self.context_size,
+            vocabulary=loaded.vocabulary,
+            template=options.template,
+            variables=options.template_variables,
+        )
+        hidden = [
+            id
+            for id, text in zip(loaded.tokenizer.all_special_ids, loaded.tokenizer.all_special_tokens, strict=True)
+            if str(text) not in options.shown
+        ]
+        self._ends = Ends(loaded.ends(), hidden, Spelling(loaded.tokenizer).of)
+        self._of_model = loaded.generation_defaults()
+        self._batch, self._why_not = self._batching()
+        alone = self._batch.paused if self._batch is not None else nullcontext
+        self._solo = Solo(loaded, self._ends, self._mailbox.put, alone)
+        self._journal = Journal(options.step_log, options.log)
+
+    # the Engine contract
+
+    def submit(self, job: Job, id: str) -> None:
+        """Take a job; as `Engine`."""
+        try:
+            work = self._work(job, id)
+        except Exception as error:
+            self._journal.job("refuse", id, error=type(error).__name__)
+            raise
+        fits = self._batch is not None and batchable(work.job, self._of_model, self._options.generation)
+        runner = self._batch if fits and self._batch is not None else self._solo
+        self._jobs[id] = _Open(work, runner)
+        self._journal.job("submit", id)
+        runner.add(work)
+
+    def cancel(self, id: str) -> None:
+        """Forget a job; as `Engine`."""
+        was = self._phase(id)
+        if (job := self._jobs.pop(id, None)) is not None:
+            job.runner.cancel(job.work)
+            self._journal.job("cancel", id, was=was)
+
+    def hurry(self) -> None:
+        """A step never lasts: `nudge` comes too."""
+
+    def nudge(self) -> None:
+        """Have `step` return."""
+        self._mailbox.nudge()
+
+    def busy(self) -> bool:
+        """Always: `step` waits for events and commands."""
+        return True
+
+    def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
+        """What came meanwhile; waits for something."""
+        taken = self._mailbox.take()
+        for id, events in taken:
+            job = self._jobs.get(id)
+            if job is None:
+                continue
+            job.spoke = True
+            if isinstance(events[-1], Usage | Failure):
+                del self._jobs[id]
+                self._job_s += 0.2 * (time.monotonic() - job.began - self._job_s)
+                self._journal.job("finish" if isinstance(events[-1], Usage) else "fail", id)
+        return taken
+
+    def describe(self) -> Mapping[str, object]:
+        """Facts and figures; as `Engine`."""
+        open_choices = sum(job.work.job.choices for job in self._jobs.values())
+        at_once = self._slots if self._batch is not None else 1
+        return {
+            "context": self.context_size,
+            "slots": self._slots,
+            "version": f"transformers {self._version}",
+            "device": self._loaded.device,
+            "batching": "continuous" if self._batch is not None else f"queue ({self._why_not})",
+            "capabilities": sorted(self._capabilities()),
+            "prompt_tail": self._prompts.tail,
+            "running": min(open_choices, at_once),
+            "queued": max(0, open_choices - at_once),
+        }
+
+    def close(self) -> None:
+        """Free the model."""
+        self._solo.close(CLOSE_S)
+        if self._batch is not None:
+            self._batch.close(CLOSE_S)
+        self._journal.close()
+
+    def _capabilities(self) -> Capabilities:
+        can = CAPABILITIES | ({"chat"} if self._prompts.chats else set())
+        return can - {"logprobs"} if self._options.beams > 1 else can
+
+    def _batching(self) -> tuple[Batch | None, str]:
+        """The continuous batch, or why there is none."""
+        options = self._options
+        if options.batching == "queue":
+            return None, "as configured"
+        count = pages(options.cache_tokens, slots=self._slots, context=self.context_size, page_tokens=options.page_tokens)
+        try:
+            if options.beams > 1:
+                raise Unsuitable("num_beams is stated, and beams are not batched")
+            batch = Batch(
+                self._loaded,
+                self._mailbox.put,
+                self._mailbox.fail,
+                slots=self._slots,
+                pages=count,
+                page_tokens=options.page_tokens,
+            )
+            batch.probe([next(iter(self._ends.ends), 0)])
+        except Unsuitable as error:
+            if options.batching == "continuous":
+                raise EngineLoadFailed(f"options.batching: continuous batching cannot be had: {error}") from None
+            return None, str(error)
+        return batch, ""
+
+    # taking a job, on the engine thread
+
+    def _work(self, job: Job, id: str) -> Work:
+        if not isinstance(job, GenerationRequest):
+            raise BadRequest("This model makes text, not embeddings.", param="model")
+        if len(job.sampling.stop) > MAX_STOPS:
+            raise BadRequest(f"At most {MAX_STOPS} stop strings are taken.", param="stop")
+        if job.suffix:
+            raise UnsupportedParameter("This model's engine does not fill in the middle.", param="suffix")
+        if job.output.kind != "text":
+            raise UnsupportedParameter("This model's engine cannot hold an answer to a form.", param="response_format")
+        self._check_beams(job)
+        most = self._slots + self._queue
+        if job.choices > most:
+            raise BadRequest(f"At most {most} choices fit this model's queue.", param="n")
+        if sum(other.work.job.choices for other in self._jobs.values()) + job.choices > most:
+            raise Overloaded("The model's queue is full.", retry_after_ms=max(1000, min(30_000, int(1000 * self._job_s))))
+        prompts = self._prompts.of(job)
+        arguments: list[Mapping[str, object]] = [
+            generation_arguments(
+                job,
+                room=self.context_size - len(prompt),
+                ends=self._ends.ends,
+                pad=self._loaded.pad(),
+                of_model=self._of_model,
+                stated=self._options.generation,
+            )
+            for prompt in prompts
+        ]
+        return Work(id, job, prompts, arguments, Answer(job, [len(one) for one in prompts], self.context_size, self._ends))
+
+    def _check_beams(self, job: GenerationRequest) -> None:
+        beams = self._options.beams
+        if beams > 1 and job.n > beams:
+            raise BadRequest(f"This model is searched with {beams} beams, so that n is at most {beams}.", param="n")
+        if beams > 1 and job.top_logprobs is not None:
+            raise UnsupportedParameter("A search by beams tells no logprobs.", param="logprobs")
+
+    def _phase(self, id: str) -> str:
+        """`queued`, `prefill` or `decode`, as far as it can be told from here."""
+        before = 0
+        for other, job in self._jobs.items():
+            if other == id:
+                at_once = self._slots if self._batch is not None else 1
+                return "decode" if job.spoke else "prefill" if before < at_once else "queued"
+            before += job.work.job.choices
+        return ""
+
+
+def _context(asked: int, trained: int) -> int:
+    """Tokens of prompt and answer together.
+
+    Raises:
+        EngineLoadFailed: more is asked than the model was trained with, or nothing is known.
+    """
+    if asked and trained and asked > trained:
+        raise EngineLoadFailed(f"a context of {asked} is more than the {trained} the model was trained with")
+    if not asked and not trained:
+        raise EngineLoadFailed("the model does not say how long its context is: write engines.<name>.context")
+    return asked or trained
