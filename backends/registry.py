@@ -8,7 +8,7 @@ db931fc, SGLang 0.5.23, transformers 5.23, LocalAI 2026-08, LMDeploy 0.18, FastC
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -29,8 +29,12 @@ from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
 from backends.dialects.tei import Tei
 from backends.dialects.tgi import Tgi
 from backends.dialects.triton import Triton, TritonOptions
+from backends.engines.options import EngineLoadFailed, read_options
 from backends.engines.transformers import sampling as transformers_sampling
+from backends.engines.transformers.settings import TransformersOptions
+from backends.engines.vllm import arguments as vllm_arguments
 from backends.engines.vllm import sampling as vllm_sampling
+from backends.engines.vllm.settings import VllmOptions
 from backends.parsing.think import THINK_TAGS, Tags
 from backends.parsing.toolcalls.families import TOOL_SYNTAXES
 from backends.parsing.toolcalls.machine import Syntax
@@ -258,6 +262,10 @@ _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
 )
 #: The option that has an engine read tool calls by itself, by kind.
 _TOOL_PARSERS: Mapping[str, str] = MappingProxyType({"vllm": "tool_call_parser"})
+#: Kinds whose models may be named as on a hub instead of by a path.
+KNOW_HUBS = frozenset({"vllm", "transformers"})
+#: The options of kinds whose options can be read without importing an engine.
+_OPTIONS: Mapping[str, type[msgspec.Struct]] = MappingProxyType({"vllm": VllmOptions, "transformers": TransformersOptions})
 #: Engines that hide control tokens unless they are told which are to be shown.
 _SHOWS = frozenset({"llamacpp", "transformers"})
 _EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
@@ -349,6 +357,26 @@ def template_source(dialect: Dialect, *, own: bool) -> str:
     return "the server's" if not dialect.needs_prompt or dialect.name in _PROMPT_SERVERS else "built in: chatml"
 
 
+def engine_problems(kind: str, options: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Key, problem and mend of each option that an engine of this kind cannot be started with, as far as that can be told
+    without its library."""
+    if kind not in _OPTIONS:
+        return
+    try:
+        read = read_options(options, _OPTIONS[kind])
+    except EngineLoadFailed as error:
+        yield (), str(error), "mend or remove it"
+        return
+    if isinstance(read, VllmOptions):
+        for name, problem, mend in vllm_arguments.problems(read.arguments):
+            yield ("arguments", name), problem, mend
+
+
+def reads_tools(kind: str, options: Mapping[str, object]) -> bool:
+    """Whether an engine with these options reads tool calls by itself."""
+    return bool(options.get(_TOOL_PARSERS.get(kind, "")))
+
+
 def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilities:
     """What an engine of this kind can do under these options. `needs_output_cap`: it would else fill its whole context.
 
@@ -359,7 +387,7 @@ def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilitie
         raise ValueError(f"unknown engine kind {kind!r}; known: {', '.join(sorted(_GENERATES))}")
     if options.get("embedding"):
         return _EMBEDS
-    return _GENERATES[kind] | (_TOOLS if options.get(_TOOL_PARSERS.get(kind, "")) else frozenset())
+    return _GENERATES[kind] | (_TOOLS if reads_tools(kind, options) else frozenset())
 
 
 def tool_syntax(family: str) -> Syntax | None:

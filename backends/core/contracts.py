@@ -113,6 +113,12 @@ class Engine(Protocol):
         From another thread. An engine that computes in `step` itself has nothing to do.
         """
 
+    def waiting_s(self) -> float:
+        """Seconds since the others that compute for it last spoke, while they have jobs; 0 when it computes by itself.
+
+        From another thread; for the watchdog.
+        """
+
     def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
         """Advance by one step; the events of each job that has some. Empty when idle. `Usage` or `Failure` end a job."""
 

@@ -56,9 +56,10 @@ class EngineThread:
 
     @property
     def step_s(self) -> float:
-        """Seconds that the thread has been at its present step or command; 0 while it waits for work."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        """Seconds that the thread has been at its present step or command, or that it waits for who computes; else 0."""
+        since, engine = self._busy_since, self._engine
+        own = 0.0 if since is None else time.monotonic() - since
+        return own if engine is None else max(own, engine.waiting_s())
 
     def start(self) -> None:
         """Load the model and then run, on the thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from gateway.config.problems import KeyPath
 from gateway.config.snapshot import EngineSpec
 from gateway.domain.engines import EngineKeep
 
+#: A model's name on a hub: an organisation and a name.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 #: Told of a key's problem and its mend.
 Report = Callable[[KeyPath, str, str], None]
 
@@ -39,12 +42,20 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, 
     if "\0" in entry.model:
         report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
     _environment((*path, "environment"), entry.environment, report)
+    for where, problem, mend in registry.engine_problems(entry.kind, options):
+        report((*path, "options", *where), problem, mend)
+    if registry.reads_tools(entry.kind, options) and (entry.tools or entry.thinking):
+        report(
+            (*path, "tools" if entry.tools else "thinking"),
+            "the engine's own parser reads calls and thoughts already (options)",
+            "keep one of the two",
+        )
     return EngineSpec(
         name,
         entry.kind,
-        str(base / entry.model),
+        _model(entry.kind, entry.model, base),
         entry.slots,
-        entry.context,
+        _context(path, entry, report),
         entry.queue,
         options,
         python=_interpreter((*path, "python"), entry.python, base, report),
@@ -52,6 +63,24 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, 
         keep=_keep(name, entry),
         memory_limit_mb=entry.memory_limit_mb or 0,
     )
+
+
+def _model(kind: str, stated: str, base: Path) -> str:
+    """A path; or, for kinds that know model hubs, the name of a model there where no such path exists."""
+    named = kind in registry.KNOW_HUBS and _HUB_NAME.fullmatch(stated) is not None
+    return stated if named and "\0" not in stated and not (base / stated).exists() else str(base / stated)
+
+
+def _context(path: KeyPath, entry: EngineEntry, report: Report) -> int:
+    """Tokens of a slot. vLLM's users know it by a name of vLLM's own, which may stand instead, but not against it."""
+    arguments = entry.options.get("arguments")
+    own = arguments.get("max_model_len") if isinstance(arguments, dict) else None
+    if not isinstance(own, int) or own == entry.context:
+        return entry.context
+    if "context" in entry.model_fields_set:
+        problem = f"it is {own}, and context is {entry.context}"
+        report((*path, "options", "arguments", "max_model_len"), problem, "state one of the two")
+    return own
 
 
 def _keep(name: str, entry: EngineEntry) -> EngineKeep:

@@ -329,7 +329,11 @@ class Compiler:
         if one.engine:
             entry = self._dynamic.engines.get(one.engine)
             known = entry is not None and entry.kind in registry.ENGINES
-            return registry.engine_capabilities(entry.kind, {"embedding": entry.embedding}) if entry and known else None
+            return (
+                registry.engine_capabilities(entry.kind, {**entry.options, "embedding": entry.embedding})
+                if entry and known
+                else None
+            )
         try:
             return registry.dialect(one.dialect, one.quirks, one.options).capabilities
         except ValueError:

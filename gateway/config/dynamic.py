@@ -125,7 +125,11 @@ class EngineEntry(Entry):
     """A local engine: one process, one model, shared by all workers."""
 
     kind: str = Field(default="llamacpp", description="which engine")
-    model: str = Field(min_length=1, description="path of the model file; a relative one starts at the configuration file")
+    model: str = Field(
+        min_length=1,
+        description="path of the model file, of its folder for vllm and transformers; a relative one starts at the"
+        " configuration file; those two also take a hub's ORGANISATION/NAME",
+    )
     slots: int = Field(default=4, ge=1, le=256, description="requests that are computed at once")
     context: int = Field(default=4096, ge=32, le=2**24, description="tokens of prompt and answer that one slot holds")
     queue: int = Field(

@@ -157,3 +157,27 @@ def test_a_broken_engine_is_raised() -> None:
     box.fail(RuntimeError("gone"))
     with pytest.raises(RuntimeError, match="gone"):
         box.take()
+
+
+def test_the_waiting_is_short_so_that_a_watchdog_sees_an_idle_engine_as_idle() -> None:
+    assert Mailbox().take(wait_s=0.01) == []
+
+
+def test_silence_counts_while_letters_are_owed() -> None:
+    now = [100.0]
+    box = Mailbox(lambda: now[0])
+    now[0] = 200.0
+    assert box.silent_s() == 0
+    box.expect(True)
+    now[0] = 230.0
+    box.nudge()
+    assert box.take() == []
+    assert box.silent_s() == 30, "a nudge is no letter"
+    box.expect(True)
+    box.put("a", [TextDelta("1")])
+    box.take()
+    assert box.silent_s() == 0
+    now[0] = 240.0
+    assert box.silent_s() == 10
+    box.expect(False)
+    assert box.silent_s() == 0

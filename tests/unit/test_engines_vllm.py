@@ -72,8 +72,8 @@ def test_the_names_are_those_that_users_know() -> None:
 
 
 def test_options_are_read_strictly() -> None:
-    options = read_options({"arguments": {"dtype": "auto"}, "lora_modules": {"sql": "/l"}, "sleep_after_s": 600}, VllmOptions)
-    assert options.lora_modules == {"sql": "/l"}
+    options = read_options({"arguments": {"dtype": "auto"}, "lora": {"sql": "/l"}, "sleep_after_s": 600}, VllmOptions)
+    assert options.lora == {"sql": "/l"}
     with pytest.raises(EngineLoadFailed, match="unknown engine option 'tensor_parallel_size'"):
         read_options({"tensor_parallel_size": 2}, VllmOptions)
     with pytest.raises(EngineLoadFailed, match="sleep_level"):

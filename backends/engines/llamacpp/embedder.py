@@ -124,6 +124,10 @@ class LlamaEmbedder:
     def nudge(self) -> None:
         """Nothing to do: a step never only waits."""
 
+    def waiting_s(self) -> float:
+        """It computes in its steps."""
+        return 0.0
+
     def busy(self) -> bool:
         """Whether there is work."""
         return bool(self._jobs)

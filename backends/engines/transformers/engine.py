@@ -107,6 +107,7 @@ class TransformersEngine:
         fits = self._batch is not None and batchable(work.job, self._of_model, self._options.generation)
         runner = self._batch if fits and self._batch is not None else self._solo
         self._jobs[id] = _Open(work, runner)
+        self._mailbox.expect(True)
         self._journal.job("submit", id)
         runner.add(work)
 
@@ -115,6 +116,7 @@ class TransformersEngine:
         was = self._phase(id)
         if (job := self._jobs.pop(id, None)) is not None:
             job.runner.cancel(job.work)
+            self._mailbox.expect(bool(self._jobs))
             self._journal.job("cancel", id, was=was)
 
     def hurry(self) -> None:
@@ -123,6 +125,10 @@ class TransformersEngine:
     def nudge(self) -> None:
         """Have `step` return."""
         self._mailbox.nudge()
+
+    def waiting_s(self) -> float:
+        """Seconds without an event while jobs are open."""
+        return self._mailbox.silent_s()
 
     def busy(self) -> bool:
         """Always: `step` waits for events and commands."""
@@ -140,6 +146,7 @@ class TransformersEngine:
                 del self._jobs[id]
                 self._job_s += 0.2 * (time.monotonic() - job.began - self._job_s)
                 self._journal.job("finish" if isinstance(events[-1], Usage) else "fail", id)
+        self._mailbox.expect(bool(self._jobs))
         return taken
 
     def describe(self) -> Mapping[str, object]:
@@ -153,6 +160,7 @@ class TransformersEngine:
             "device": self._loaded.device,
             "batching": "continuous" if self._batch is not None else f"queue ({self._why_not})",
             "capabilities": sorted(self._capabilities()),
+            "adapters": sorted(self._loaded.adapters),
             "prompt_tail": self._prompts.tail,
             "running": min(open_choices, at_once),
             "queued": max(0, open_choices - at_once),
@@ -178,6 +186,8 @@ class TransformersEngine:
         try:
             if options.beams > 1:
                 raise Unsuitable("num_beams is stated, and beams are not batched")
+            if options.lora:
+                raise Unsuitable("adapters are each request's own, and a batch has one model")
             batch = Batch(
                 self._loaded,
                 self._mailbox.put,

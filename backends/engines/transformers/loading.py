@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,26 @@ class Loaded:
             raise _failed(model, error) from None
         self.encodes = bool(getattr(config, "is_encoder_decoder", False))
         self.inner = _model(model, config, options, self.device, trusted)
-        if options.lora:
+        if options.merged_lora:
             self.inner = _with_lora(self.inner, options)
+        self.adapted = _with_adapters(self.inner, options.lora) if options.lora else None
+        self.adapters = frozenset(options.lora)
         self.inner.eval()
         text = config.get_text_config()
         self.vocabulary = int(text.vocab_size)
         self.trained_context = int(getattr(text, "max_position_embeddings", 0) or 0)
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """While the model has the adapter of that name; without an adapter when there is none of it."""
+        if self.adapted is None:
+            yield
+        elif name in self.adapters:
+            self.adapted.set_adapter(_key(name))
+            yield
+        else:
+            with self.adapted.disable_adapter():
+                yield
 
     def ends(self) -> list[int]:
         """Tokens that end an answer."""
@@ -121,18 +136,45 @@ def _model(model: str, config: Any, options: TransformersOptions, device: str, t
 
 
 def _with_lora(model: Any, options: TransformersOptions) -> Any:
-    if importlib.util.find_spec("peft") is None:
-        raise EngineLoadFailed("options.lora needs peft: pip install 'switchyard[transformers]' into the engine's environment")
-    if not Path(options.lora, "adapter_config.json").is_file():
-        raise EngineLoadFailed(f"options.lora: {options.lora} has no adapter_config.json")
+    _check_adapter("options.merged_lora", options.merged_lora)
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, options.lora, is_trainable=False)
+        adapted = PeftModel.from_pretrained(model, options.merged_lora, is_trainable=False)
         # a quantised weight would lose what the adapter adds by rounding: there the adapter's own layers stay in place
         return adapted.merge_and_unload() if options.quantization is None else adapted.get_base_model()
     except Exception as error:
-        raise EngineLoadFailed(f"options.lora: {type(error).__name__}: {error}") from None
+        raise EngineLoadFailed(f"options.merged_lora: {type(error).__name__}: {error}") from None
+
+
+def _with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
+    """The model with adapters that can be switched; the module itself stays the one that generates."""
+    for name, path in adapters.items():
+        _check_adapter(f"lora.{name}", path)
+    from peft import PeftModel
+
+    adapted = None
+    for name, path in adapters.items():
+        try:
+            if adapted is None:
+                adapted = PeftModel.from_pretrained(model, path, adapter_name=_key(name), is_trainable=False)
+            else:
+                adapted.load_adapter(path, adapter_name=_key(name), is_trainable=False)
+        except Exception as error:
+            raise EngineLoadFailed(f"lora.{name}: {type(error).__name__}: {error}") from None
+    return adapted
+
+
+def _key(name: str) -> str:
+    """PEFT makes modules of adapters' names, where a dot has a meaning of its own."""
+    return "adapter_" + name.encode().hex()
+
+
+def _check_adapter(key: str, path: str) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise EngineLoadFailed(f"{key} needs peft: pip install 'switchyard[transformers]' into the engine's environment")
+    if not Path(path, "adapter_config.json").is_file():
+        raise EngineLoadFailed(f"{key}: {path} has no adapter_config.json")
 
 
 def _failed(model: str, error: Exception) -> EngineLoadFailed:

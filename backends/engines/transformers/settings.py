@@ -17,8 +17,9 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 class TransformersOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a `transformers` engine.
 
-    `tokenizer`: its folder or name, "" = the model's. `lora`: folder of a PEFT adapter, which is merged into the model
-    unless that is quantised. `device`: `auto`, `cpu`, `cuda`, `cuda:1` …; `device_map`: over several devices, as
+    `tokenizer`: its folder or name, "" = the model's. `lora`: PEFT adapters, name to folder; a deployment whose `model` is such
+    a name gets that adapter. `merged_lora`: folder of one that every request gets, merged into the model unless that is
+    quantised. `device`: `auto`, `cpu`, `cuda`, `cuda:1` …; `device_map`: over several devices, as
     accelerate has it. `dtype`: of the weights, `auto` = as in the file. `quantization`: by bitsandbytes.
     `attention`: transformers' `attn_implementation`, "" = its choice. `generation`: fields of `GenerationConfig` used
     where a request states nothing (`num_beams`, `repetition_penalty`, `do_sample` …). `batching`: `continuous` is
@@ -30,7 +31,8 @@ class TransformersOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """
 
     tokenizer: str = ""
-    lora: str = ""
+    lora: dict[str, str] = {}
+    merged_lora: str = ""
     device: str = "auto"
     device_map: str | dict[str, str | int] | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

@@ -57,7 +57,7 @@ class Solo:
                 continue
             self._running = work
             try:
-                with self._alone():
+                with self._alone(), self._loaded.using(work.job.model):
                     for index, (prompt, arguments) in enumerate(zip(work.prompts, work.arguments, strict=True)):
                         self._generate(work, index, prompt, arguments)
             except Exception as error:  # this request fails; the model is as it was

@@ -18,7 +18,7 @@ ELSEWHERE: Mapping[str, str] = {
     "model": "engines.<name>.model",
     "max_num_seqs": "engines.<name>.slots",
     "served_model_name": "models: names are the gateway's",
-    "enable_lora": "engines.<name>.options.lora_modules",
+    "enable_lora": "engines.<name>.lora",
     "enable_log_requests": "telemetry: request bodies are never logged",
     "disable_log_stats": "nothing: metrics are always there",
     "log_config_file": "engines.<name>.environment: VLLM_LOGGING_CONFIG_PATH",

@@ -94,20 +94,20 @@ class VllmEngine:
         self._job_s = 1.0
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        library.check_adapters(options.lora_modules)
+        library.check_adapters(options.lora)
         stated = engine_arguments(
             options.arguments,
             model=launch.model,
             slots=launch.slots,
             context=launch.context,
             embedding=options.embedding,
-            adapters=len(options.lora_modules),
+            adapters=len(options.lora),
         )
         self._loop = LoopThread("vllm", self._broke)
         self._vllm = self._loop.call(lambda: library.start(stated))
         config = self._vllm.model_config
         self.context_size = int(config.max_model_len)
-        self._adapters = self._loop.call(lambda: library.adapters(self._vllm, options.lora_modules))
+        self._adapters = self._loop.call(lambda: library.adapters(self._vllm, options.lora))
         tokenizer = library.tokenizer(self._vllm)
         self._prompts = Prompts(
             tokenizer,
@@ -135,6 +135,7 @@ class VllmEngine:
             self._journal.job("refuse", id, error=type(error).__name__)
             raise
         running = self._jobs[id] = _Running(choices, time.monotonic())
+        self._mailbox.expect(True)
         self._journal.job("submit", id)
         self._loop.post(running.begin, self._loop, work)
 
@@ -142,6 +143,7 @@ class VllmEngine:
         """Forget a job; as `Engine`."""
         was = self._phase(id)
         running = self._jobs.pop(id, None)
+        self._mailbox.expect(bool(self._jobs))
         if running is not None:
             self._loop.post(running.cancel)
             self._journal.job("cancel", id, was=was)
@@ -152,6 +154,10 @@ class VllmEngine:
     def nudge(self) -> None:
         """Have `step` return."""
         self._mailbox.nudge()
+
+    def waiting_s(self) -> float:
+        """Seconds without an event while jobs are open."""
+        return self._mailbox.silent_s()
 
     def busy(self) -> bool:
         """Always: `step` waits for events, for commands, and for vLLM's end."""
@@ -169,6 +175,7 @@ class VllmEngine:
                 del self._jobs[id]
                 self._job_s += 0.2 * (time.monotonic() - running.began - self._job_s)
                 self._journal.job("finish" if isinstance(events[-1], Usage) else "fail", id)
+        self._mailbox.expect(bool(self._jobs))
         return taken
 
     def describe(self) -> Mapping[str, object]:

@@ -59,7 +59,7 @@ def check_adapters(modules: Mapping[str, str]) -> None:
     """
     for name, path in modules.items():
         if not Path(path, "adapter_config.json").is_file():
-            raise EngineLoadFailed(f"options.lora_modules.{name}: {path} has no adapter_config.json")
+            raise EngineLoadFailed(f"lora.{name}: {path} has no adapter_config.json")
 
 
 async def adapters(engine: Any, modules: Mapping[str, str]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def adapters(engine: Any, modules: Mapping[str, str]) -> dict[str, Any]:
         try:
             await engine.add_lora(found[name])
         except Exception as error:
-            raise EngineLoadFailed(f"options.lora_modules.{name}: {type(error).__name__}: {error}") from None
+            raise EngineLoadFailed(f"lora.{name}: {type(error).__name__}: {error}") from None
     return found
 
 

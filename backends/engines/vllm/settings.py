@@ -11,7 +11,7 @@ class VllmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a `vllm` engine.
 
     `arguments`: vLLM's own engine arguments, by their names in Python. `embedding`: make vectors instead of text.
-    `lora_modules`: LoRA adapters, name to folder; a deployment whose `model` is such a name gets that adapter.
+    `lora`: LoRA adapters, name to folder; a deployment whose `model` is such a name gets that adapter.
     `tool_call_parser`: vLLM's parser of tool calls; its reasoning parser is the argument `reasoning_parser`.
     `template_variables`: further variables of the chat template. `sleep_after_s`: seconds without work after which the
     GPU's memory is given back (level 1: weights are kept in RAM; 2: they are dropped and read again), None = never.
@@ -20,7 +20,7 @@ class VllmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     arguments: dict[str, object] = {}
     embedding: bool = False
-    lora_modules: dict[str, str] = {}
+    lora: dict[str, str] = {}
     tool_call_parser: str = ""
     template: str = ""
     template_variables: dict[str, object] = {}
