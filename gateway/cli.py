@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from backends.core.errors import GatewayError
 from gateway.auth.records import SCOPES
 from gateway.cli_accounts import add_commands, add_key_actions
+from gateway.cli_import import add_import
 from gateway.cli_models import add_models
 from gateway.cli_prices import add_prices
 from gateway.cli_quota import add_quota
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add_prices(commands)
     add_quota(commands)
     add_models(commands)
+    add_import(commands)
     add_reports(commands)
     return parser
 
