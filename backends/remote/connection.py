@@ -61,10 +61,15 @@ class Exchange:
         Raises:
             BackendError: as `Transport.send`; `ClosedUnanswered` when not one byte came.
         """
-        while (head := self._reader.head) is None:
+        reader = self._reader
+        while (head := reader.head) is None:
             if self._error is not None:
                 raise self._error
-            await self._wait()
+            waiter = self._waiter = self._connection.loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
         if self._error is not None and head.status < 400:  # an error's status is worth more than how its body ended
             raise self._error
         return head

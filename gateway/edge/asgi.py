@@ -11,7 +11,7 @@ from typing import Any
 
 from backends.core.errors import GatewayError
 from gateway.edge.cors import Cors
-from gateway.edge.cycle import EXTENSION, App, Cycle, Message, Receive, Send
+from gateway.edge.cycle import EXTENSION, App, Message, Receive, Send
 from gateway.edge.exchange import HttpExchange
 from gateway.pipeline.exchange import BodyTooLarge, Exchange
 from gateway.protocols.contract import ClientProtocol
@@ -61,26 +61,25 @@ class EdgeApp:
         self._draining = draining
         self._paths = paths
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """ASGI. A generation is the pipeline's own coroutine: no frame of this file stays under it."""
         if scope["type"] != "http":
-            await self._web(scope, receive, send)
-            return
-        protocol = self._paths.get(scope["path"])
+            return self._web(scope, receive, send)
+        path = scope["path"]
+        protocol = self._paths.get(path)
         if protocol is None or b"%" in scope["raw_path"]:  # an encoded path is not the one that others compare with
-            await self._other(scope, receive, send)
-        elif scope["method"] == "POST":
-            cycle: Cycle = scope["extensions"][EXTENSION]
-            exchange = HttpExchange(cycle, scope["path"], scope["headers"], self._draining)
-            exchange.response_headers += self._cors.headers(exchange.headers)
-            await self._serve(exchange, protocol)
-        elif scope["method"] == "OPTIONS":
-            await self._answer(send, 204, self._cors.preflight(scope["headers"], b"POST"), b"")
-        else:
-            error = MethodNotAllowed(f"Not allowed to {scope['method']} on {scope['path']}: use POST.")
-            headers = [(b"content-type", b"application/json"), (b"allow", b"POST, OPTIONS")]
-            headers += self._cors.headers(scope["headers"])
-            await self._answer(send, 405, headers, render(error, in_stream=False))
+            return self._other(scope, receive, send)
+        headers = scope["headers"]
+        if scope["method"] == "POST":
+            exchange = HttpExchange(scope["extensions"][EXTENSION], path, headers, self._draining)
+            if self._cors.configured:
+                exchange.response_headers += self._cors.headers(headers)
+            return self._serve(exchange, protocol)
+        if scope["method"] == "OPTIONS":
+            return self._answer(send, 204, self._cors.preflight(headers, b"POST"), b"")
+        error = MethodNotAllowed(f"Not allowed to {scope['method']} on {path}: use POST.")
+        told = [(b"content-type", b"application/json"), (b"allow", b"POST, OPTIONS"), *self._cors.headers(headers)]
+        return self._answer(send, 405, told, render(error, in_stream=False))
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "OPTIONS":

@@ -21,6 +21,11 @@ class Cors:
         self._any = "*" in origins
         self._origins = frozenset(origin.encode() for origin in origins)
 
+    @property
+    def configured(self) -> bool:
+        """Whether any page may call at all."""
+        return bool(self._origins)
+
     def headers(self, request: Pairs) -> list[tuple[bytes, bytes]]:
         """What an answer to this request carries; empty when its origin is not allowed or not stated."""
         if not self._origins:

@@ -19,13 +19,17 @@ def duration(ms: int) -> str:
         return "0s"
     if ms < 1000:
         return f"{ms}ms"
+    if ms < 60_000:
+        return _seconds(ms)
     minutes, rest = divmod(ms, 60_000)
-    whole, part = divmod(rest, 1000)
-    seconds = f"{whole}.{part:03d}".rstrip("0") + "s" if part else f"{whole}s"
-    if not minutes:
-        return seconds
+    seconds = _seconds(rest)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes}m{seconds}" if hours else f"{minutes}m{seconds}"
+
+
+def _seconds(ms: int) -> str:
+    part = ms % 1000
+    return f"{ms // 1000}.{part:03d}".rstrip("0") + "s" if part else f"{ms // 1000}s"
 
 
 def limit_headers(states: Sequence[RuleState]) -> Headers:
@@ -37,26 +41,22 @@ def limit_headers(states: Sequence[RuleState]) -> Headers:
     for state in states:
         rule = state.rule
         if rule.unit == "tokens":
-            if rule.limit != MAX_AMOUNT and (tokens is None or _tighter(state, tokens)):
+            if rule.limit != MAX_AMOUNT and (tokens is None or _less(state, tokens)):
                 tokens = state
-        elif rule.unit == "requests" and rule.limit != MAX_AMOUNT and (requests is None or _tighter(state, requests)):
+        elif rule.unit == "requests" and rule.limit != MAX_AMOUNT and (requests is None or _less(state, requests)):
             requests = state
     out: Headers = []
-    if requests is not None:
-        out += zip(_OF_REQUESTS, _values(requests), strict=True)
-    if tokens is not None:
-        out += zip(_OF_TOKENS, _values(tokens), strict=True)
+    for names, found in ((_OF_REQUESTS, requests), (_OF_TOKENS, tokens)):
+        if found is not None:
+            values = b"%d" % found.rule.limit, b"%d" % found.remaining, duration(found.reset_ms).encode()
+            out += zip(names, values, strict=True)
     return out
 
 
-def _tighter(one: RuleState, other: RuleState) -> bool:
+def _less(one: RuleState, other: RuleState) -> bool:
     if one.remaining == other.remaining:
         return one.reset_ms > other.reset_ms
     return one.remaining < other.remaining
-
-
-def _values(state: RuleState) -> tuple[bytes, bytes, bytes]:
-    return b"%d" % state.rule.limit, b"%d" % state.remaining, duration(state.reset_ms).encode()
 
 
 def retry_headers(retry_after_ms: int) -> Headers:

@@ -179,6 +179,7 @@ class LimitPlan:
         "_units",
         "_until_us",
         "bounds_output",
+        "clamps",
         "costs",
         "counts_tokens",
         "limits",
@@ -189,6 +190,7 @@ class LimitPlan:
         self.limits = tuple(map(checked, limits))
         self.counts_tokens = counts_tokens(self.limits)
         self.bounds_output = bounds_output(self.limits)
+        self.clamps = any(spec.on_insufficient == "clamp" for spec in self.limits)
         self.costs = any(spec.unit == "nusd" for spec in self.limits)
         self.templates: tuple[Rule, ...] = ()
         self._on_outage: OnOutage = on_outage

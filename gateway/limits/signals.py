@@ -8,8 +8,8 @@ from gateway.domain.settlement import RuleState
 from gateway.limits.headers import duration
 from gateway.limits.rules import MAX_AMOUNT, owner_of
 
-#: A limit is near when this much of it, in percent, is used or reserved.
-NEAR_PERCENT = 80
+#: A limit is near when 80 % of it are used or reserved: when less than one part of so many is left.
+_NEAR_PART = 5
 NEAR_HEADER = b"x-switchyard-limit-near"
 
 
@@ -18,9 +18,7 @@ def near(states: Sequence[RuleState]) -> list[RuleState]:
     return [
         state
         for state in states
-        if state.remaining * 100 <= state.rule.limit * (100 - NEAR_PERCENT)
-        and state.rule.kind != "lease"
-        and state.rule.limit < MAX_AMOUNT
+        if state.remaining * _NEAR_PART <= state.rule.limit and state.rule.kind != "lease" and state.rule.limit < MAX_AMOUNT
     ]
 
 

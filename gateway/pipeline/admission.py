@@ -63,7 +63,7 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
         cap = demand.output_cap
         if ours:
             cap = output_cap(route.default_output_tokens, route.context, demand, plan.limits)
-        elif stated and may_lower and (most := largest_output(plan.limits, demand, only_clamping=True)) is not None:
+        elif stated and plan.clamps and (most := largest_output(plan.limits, demand, only_clamping=True)) is not None:
             cap = min(cap, most)
         if cap != demand.output_cap:
             call, demand = _capped(call, demand, cap, tally)
