@@ -86,18 +86,24 @@ class LedgerRole:
         self.batch = batch
         self._lease_ms = lease_ms
         self._restore = restore
+        self._held_until = 0.0
         self.written = 0
         """Rows committed, repeated ones too."""
         self.dead = 0
         """Entries moved to the dead-letter stream."""
 
     async def hold(self) -> bool:
-        """Take or prolong the lease; False while another process has it.
+        """Take the lease, or prolong it when an eighth of it is over; False while another process has it.
 
         Raises:
             RedisError, OSError: Redis is out of reach.
         """
-        return bool(await self._eval(_LEASE_LUA, (LEASE,), (self._token, self._lease_ms)))
+        now = time.monotonic()
+        if now >= self._held_until:
+            held = bool(await self._eval(_LEASE_LUA, (LEASE,), (self._token, self._lease_ms)))
+            self._held_until = now + self._lease_ms / 8000 if held else 0.0
+            return held
+        return True
 
     async def step(self) -> int:
         """Move one batch: read, commit, acknowledge, delete.
@@ -138,6 +144,7 @@ class LedgerRole:
 
     async def release(self) -> None:
         """Give the lease to whoever waits for it; a Redis out of reach lets it expire."""
+        self._held_until = 0.0
         with suppress(RedisError, OSError):
             await self._eval(_RELEASE_LUA, (LEASE,), (self._token,))
 
