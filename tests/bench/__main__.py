@@ -1,6 +1,6 @@
 """`make bench`: everything that is measured, into docs/benchmarks.md.
 
-    make bench          or, with options: python -m tests.bench [--parts gateway,limits,memory,pool] [-s ...] [--json FILE]
+    make bench          or, with options: python -m tests.bench [--parts limits,decoders] [-s ...] [--json FILE]
 
 About eight minutes. What cannot be measured here (no nginx, no llama.cpp) is left out, and the page says why. Each part
 replaces what the page said of it before, and nothing else.
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from deploy.bootstrap.places import CHAT_MODEL, Places
-from tests.bench import compare, engine_part, limits_part, machine, memory
+from tests.bench import compare, decoders, engine_part, limits_part, machine, memory
 from tests.bench.figures import Figure, errors
 from tests.bench.figures import memory as memory_figures
 from tests.bench.programs import Missing, bench, cores
@@ -28,8 +28,14 @@ from tests.bench.rounds import Samples
 from tests.bench.scenarios import SCENARIOS, chosen
 from tests.gateway_process import ROOT
 
-PARTS = ("gateway", "limits", "memory", "pool")
-TITLES = {"gateway": "The gateway", "limits": "Limits and keys", "memory": "Memory and start", "pool": "The llama.cpp pool"}
+TITLES = {
+    "gateway": "The gateway",
+    "limits": "Limits and keys",
+    "memory": "Memory and start",
+    "pool": "The llama.cpp pool",
+    "decoders": "Decoders",
+}
+PARTS = tuple(TITLES)
 
 #: What was measured of a part: its figures, and its sections as Markdown.
 Part = tuple[Sequence[Figure], Sequence[str]]
@@ -43,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
     compare.arguments(parser)
     engine_part.arguments(parser)
     parser.set_defaults(scenarios="all")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which of gateway, limits, memory, pool (all)")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {', '.join(PARTS)} (all)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page to write")
     return parser
 
@@ -118,6 +124,8 @@ def main() -> int:
             found["limits"] = limits_only()
         if "pool" in parts:
             found["pool"] = pool_part(asked)
+        if "decoders" in parts:
+            found["decoders"] = ([], decoders.tables())
     except (Missing, ValueError) as problem:
         print(f"bench: {problem}", file=sys.stderr)
         return 1
