@@ -3,7 +3,7 @@
 Model names: `words-N[-dMS][-tMS]` answers N words, MS between them, MS before the first byte; suffixes
 `-cut` (closes in the middle), `-error` (an in-stream error in the middle), `-mute` (never answers),
 `-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long),
-`-tools` (calls the tool `add`), `-echo-400` (a 400 that repeats the prompt).
+`-pN` (its prompt has N tokens, else 7), `-tools` (calls the tool `add`), `-echo-400` (a 400 that repeats the prompt).
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ def _chunk(model: str, **choice: object) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def _usage(words: int) -> dict[str, int]:
-    return {"prompt_tokens": 7, "completion_tokens": words, "total_tokens": 7 + words}
+def _usage(words: int, model: str = "") -> dict[str, int]:
+    prompt = int(found[1]) if (found := re.search(r"-p(\d+)", model)) else 7
+    return {"prompt_tokens": prompt, "completion_tokens": words, "total_tokens": prompt + words}
 
 
 def _call(writer: asyncio.StreamWriter, seen: Seen) -> None:
@@ -128,8 +129,9 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
         await asyncio.sleep(pause * words)
         text = "".join(f"w{n} " for n in range(words))
         message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
         whole = {"id": "up", "object": "chat.completion", "created": 1, "model": model,
-                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": _usage(words)}  # fmt: skip
+                 "choices": [choice], "usage": _usage(words, model)}  # fmt: skip
         body = json.dumps(whole).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         seen.completed = True
@@ -159,7 +161,7 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
             "created": 1,
             "model": model,
             "choices": [],
-            "usage": _usage(words),
+            "usage": _usage(words, model),
         }
         writer.write(_frame(b"data: " + json.dumps(body).encode() + b"\n\n"))
     writer.write(_frame(b"data: [DONE]\n\n") + b"0\r\n\r\n")

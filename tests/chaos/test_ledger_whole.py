@@ -111,3 +111,31 @@ async def test_postgres_away_and_redis_restarted_empty_under_load(
         assert set(it.answers) == set(ids), f"{len(it.answers)} answers, {len(ids)} rows"
         assert {(outcome, tokens) for _, outcome, tokens in rows} == {("ok", 4)}
         assert it.gateway.process is not None and it.gateway.process.poll() is None
+
+
+async def test_postgres_alone_is_stopped_and_started_under_load(
+    tmp_path: Path, own_redis: RedisServer, postgres_server: PostgresServer
+) -> None:
+    """Requests flow, minted keys that were seen go on, changes are refused; then one row for each answer, without a restart."""
+    async with house(tmp_path, own_redis, postgres_server) as it:
+        clients = [asyncio.create_task(it.client(number)) for number in range(8)]
+        await asyncio.sleep(1.0)
+        for _ in range(2):
+            await asyncio.to_thread(postgres_server.stop)
+            before = len(it.answers)
+            try:
+                await asyncio.sleep(1.5)
+                assert len(it.answers) > before, "requests flow while it is away"
+                assert it.gateway.get("/health/ready")[0] == 200
+            finally:
+                await asyncio.to_thread(postgres_server.start)
+            await asyncio.sleep(0.7)
+        it.stop.set()
+        await asyncio.gather(*clients)
+        rows = await it.settled()
+        ids = [id for id, _, _ in rows]
+        assert it.refused == 0
+        assert len(ids) == len(set(ids))
+        assert set(it.answers) == set(ids), f"{len(it.answers)} answers, {len(ids)} rows"
+        assert {(outcome, tokens) for _, outcome, tokens in rows} == {("ok", 4)}
+        assert it.gateway.process is not None and it.gateway.process.poll() is None

@@ -97,6 +97,51 @@ async def test_a_paused_redis_adds_no_more_than_its_timeout(gateway: GatewayProc
     assert gateway.metric("switchyard_limiter_degraded") == 0
 
 
+async def test_a_pause_under_load_adds_no_more_than_the_timeout_to_the_slowest(gateway: GatewayProcess) -> None:
+    """p99 of the requests that began in a pause against that of those before it; the best of three, for the machine has
+    other work, whose noise is not ours."""
+    added: list[float] = []
+    for _ in range(3):
+        before_s, during_s = await _p99_of_a_pause(gateway)
+        print(f"p99 before {before_s * 1000:.0f} ms, in the pause {during_s * 1000:.0f} ms")
+        added.append(during_s - before_s)
+        if added[-1] <= TIMEOUT_S:
+            break
+    assert min(added) <= TIMEOUT_S
+    await again(gateway, DENY)
+
+
+async def _p99_of_a_pause(gateway: GatewayProcess) -> tuple[float, float]:
+    """Eight clients before and in a pause of three seconds."""
+    took: list[tuple[float, float, int]] = []
+    stop = asyncio.Event()
+
+    async def client() -> None:
+        async with http_client(ALLOW) as http:
+            body = {"model": "words-3", "messages": [{"role": "user", "content": "hi"}]}
+            while not stop.is_set():
+                began = time.monotonic()
+                answer = await http.post(gateway.url + "/v1/chat/completions", json=body)
+                took.append((began, time.monotonic() - began, answer.status_code))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(client())
+        await asyncio.sleep(3)
+        paused = time.monotonic()
+        gateway.redis.pause()
+        await asyncio.sleep(3)
+        resumed = time.monotonic()
+        gateway.redis.resume()
+        await asyncio.sleep(1)
+        stop.set()
+    assert {status for _, _, status in took} == {200}, "this limit allows in an outage"
+    calm = sorted(seconds for began, seconds, _ in took if began < paused)
+    hard = sorted(seconds for began, seconds, _ in took if paused <= began < resumed)
+    assert len(calm) > 100 and len(hard) > 100, "the machine is too slow to say anything"
+    return calm[int(len(calm) * 0.99)], hard[int(len(hard) * 0.99)]
+
+
 async def test_who_leaves_while_redis_is_asked_holds_nothing(gateway: GatewayProcess) -> None:
     body = {"model": "words-3", "messages": [{"role": "user", "content": "hi"}]}
     for _ in range(3):

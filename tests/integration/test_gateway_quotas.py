@@ -28,13 +28,17 @@ from tests.upstream import Upstream, upstream_server
 
 tokenizers = pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.redis
-RPM, BUDGET, FREE, STRICT = (f"sk-quotas-{name}-0123456789abcdef" for name in ("rpm", "budget", "free", "strict"))
+RPM, BUDGET, FREE, STRICT, BLIND = (
+    f"sk-quotas-{name}-0123456789abcdef" for name in ("rpm", "budget", "free", "strict", "blind")
+)
 ENV = {"SY_PEPPER": "p" * 40}
 MODEL, OUTPUT, PROMPT = "words-5-d4", 5, 7
 TOKENS, NUSD = 4_600, 6_000_000
 #: Of one answer: USD per million tokens are thousands of nano-USD per token.
 COST = PROMPT * 1000 + OUTPUT * 2000
 CLIENTS = 200
+#: A model without a tokenizer, whose server counts more for the prompt than the estimate: of `hi`, a message around it.
+BLIND_PROMPT, ESTIMATE = 40, 9
 
 
 def tree(folder: Path, upstream: Upstream, redis_url: str) -> dict[str, object]:
@@ -45,8 +49,14 @@ def tree(folder: Path, upstream: Upstream, redis_url: str) -> dict[str, object]:
         "redis": {"url": redis_url, "timeout_ms": 2000},
         "auth": {"pepper": "env:SY_PEPPER"},
         "ledger": {"url": f"sqlite+aiosqlite:///{folder}/ledger.db"},
-        "deployments": {"d": {"dialect": "openai_compatible", "base_url": upstream.url, "model": MODEL, "price": price}},
-        "models": {"m": {"tiers": [["d"]], "context": 4096, "tokenizer": {"file": str(folder / "tokenizer.json")}}},
+        "deployments": {
+            "d": {"dialect": "openai_compatible", "base_url": upstream.url, "model": MODEL, "price": price},
+            "blind": {"dialect": "openai_compatible", "base_url": upstream.url, "model": f"{MODEL}-p{BLIND_PROMPT}"},
+        },
+        "models": {
+            "m": {"tiers": [["d"]], "context": 4096, "tokenizer": {"file": str(folder / "tokenizer.json")}},
+            "blind": {"tiers": [["blind"]], "context": 4096},
+        },
         "teams": {
             "payers": {
                 "timezone": "Asia/Tokyo",
@@ -61,6 +71,7 @@ def tree(folder: Path, upstream: Upstream, redis_url: str) -> dict[str, object]:
             "declared": [
                 declared_key("rpm", RPM, limits=[{"requests": 150, "per": "hour"}]),
                 declared_key("budget", BUDGET, team="payers", limits=[]),
+                declared_key("blind", BLIND, limits=[{"tokens": TOKENS, "per": "day"}]),
                 declared_key("free", FREE, limits=[{"tokens": 10**6, "per": "hour", "on_outage": "allow"}]),
                 declared_key("strict", STRICT, limits=[{"usd": 1, "per": "calendar_day"}]),
             ]
@@ -110,8 +121,8 @@ def fleet(folder: Path, upstream: Upstream, url: str, count: int) -> Iterator[li
         yield [stack.enter_context(GatewayProcess(folder / f"g{n}", config, ENV)) for n in range(count)]
 
 
-def ask(stream: bool, **more: object) -> dict[str, object]:
-    return {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream, **more}
+def ask(stream: bool, model: str = "m", **more: object) -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": stream, **more}
 
 
 async def post(gateway: GatewayProcess, key: str, body: dict[str, object]) -> tuple[int, dict[str, str], str]:
@@ -128,14 +139,18 @@ async def post(gateway: GatewayProcess, key: str, body: dict[str, object]) -> tu
     return int(first.split()[1]), {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}, text
 
 
-async def hammer(gateways: list[GatewayProcess], key: str, each: int, clients: int = CLIENTS) -> Counter[tuple[int, str]]:
+async def hammer(
+    gateways: list[GatewayProcess], key: str, each: int, clients: int = CLIENTS, model: str = "m"
+) -> Counter[tuple[int, str]]:
     """That many clients at each gateway ask `each` times; (status, error code) of all answers."""
     found: Counter[tuple[int, str]] = Counter()
 
     async def client(number: int) -> None:
         for turn in range(each):
             cap = {"max_tokens": 20} if number % 3 else {}
-            status, headers, text = await post(gateways[number % len(gateways)], key, ask((number + turn) % 2 == 0, **cap))
+            status, headers, text = await post(
+                gateways[number % len(gateways)], key, ask((number + turn) % 2 == 0, model, **cap)
+            )
             if status == 200:
                 assert text.count("w4") == 1
                 found[200, ""] += 1
@@ -193,7 +208,34 @@ async def test_four_gateways_of_200_clients_overshoot_nothing(tmp_path: Path, ow
             assert sum(gateway.metric("switchyard_limit_near_total", scope="team_model") for gateway in gateways) > 0
             assert sum(gateway.metric("switchyard_limit_overrun_total") for gateway in gateways) == 0
             print(f"served {served}, most charged {counters.most} of {[TOKENS, NUSD]}, answers {dict(found)}")
+            await _without_a_tokenizer(tmp_path, gateways, counters)
             await counters.client.aclose()
+
+
+async def _without_a_tokenizer(folder: Path, gateways: list[GatewayProcess], counters: Counters) -> None:
+    """Above the limit by at most the sum of the prompt under-estimates, which is printed; then used = the sum of usage."""
+    counter, most, over = counter_key("key:blind:tokens:86400000"), 0, asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal most
+        while not over.is_set():
+            most = max(most, rate_sum(await counters.client.get(counter)))
+            await asyncio.sleep(0.005)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch())
+        served = (await hammer(gateways, BLIND, 1, model="blind"))[200, ""]
+        while more := (await hammer(gateways, BLIND, 1, clients=5, model="blind"))[200, ""]:
+            served += more
+        await settled(counters.client, gateways)
+        over.set()
+    under = served * (BLIND_PROMPT - ESTIMATE)
+    assert usage(folder, "blind") == (served, served * (BLIND_PROMPT + OUTPUT), 0)
+    assert rate_sum(await counters.client.get(counter)) == served * (BLIND_PROMPT + OUTPUT)
+    assert most <= TOKENS + under
+    assert most > TOKENS - (ESTIMATE + 20), "the limit could be used up"
+    assert sum(gateway.metric("switchyard_limit_overrun_total") for gateway in gateways) > 0
+    print(f"without a tokenizer: {served} served, at most {most} of {TOKENS} charged; prompt under-estimates {under} tokens")
 
 
 async def test_an_outage_is_what_each_limit_says_and_is_paid_for_afterwards(tmp_path: Path, own_redis: RedisServer) -> None:
