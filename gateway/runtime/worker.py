@@ -104,7 +104,7 @@ class _Server(uvicorn.Server):
             "backlog": BACKLOG,
             **parts.uvicorn_options,
         }
-        config = uvicorn.Config(parts.app, http=parts.protocol_class or "httptools", **options)
+        config = uvicorn.Config(parts.app, interface="asgi3", http=parts.protocol_class or "httptools", **options)
         config.load()
         config.ssl = parts.tls
         super().__init__(config)
