@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 INSTALL := $(PYTHON) -m deploy.bootstrap.install
 
-.PHONY: run python install install-test test test-engines test-deploy fmt lint type bench clean
+.PHONY: soak run python install install-test test test-engines test-deploy fmt lint type bench clean
 
 run: install
 	@exec $(VENV_PYTHON) -m gateway serve
@@ -42,6 +42,11 @@ type: install-test
 
 bench: install-test
 	@$(VENV_PYTHON) -m tests.bench
+
+# Ten minutes of mixed load with reloads, Redis restarts and clients that leave; SECONDS=60 for a short one.
+SECONDS ?= 600
+soak: install-test
+	@$(VENV_PYTHON) -m tests.soak --seconds $(SECONDS) --out docs/soak
 
 clean:
 	rm -rf .venv .build

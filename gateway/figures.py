@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from backends.core.errors import GatewayError
+from gateway.config.snapshot import Snapshot
 from gateway.domain.engines import EngineState
 from gateway.domain.settlement import RuleState
 from gateway.ledger.embedded import EmbeddedLedger
@@ -75,6 +76,13 @@ def read_limits(metrics: Metrics, limits: LimitStore, ledger: EmbeddedLedger | N
         metrics.read(f.LIMIT_OVERRUN, lambda: limits.overruns)
         metrics.read(f.SETTLEMENTS_LOST, lambda: ledger.unstored)
         metrics.read(f.LEDGER_WRITTEN, lambda: ledger.written)
+
+
+def prepare(metrics: Metrics, snapshot: Snapshot) -> None:
+    """Make the series of every configured model and its deployments, and of what is no model."""
+    metrics.prepare(f.OTHER, ())
+    for route in snapshot.models.values():
+        metrics.prepare(route.name, (deployment.id for tier in route.tiers for deployment in tier))
 
 
 def read_places(metrics: Metrics, places: Callable[[], Iterable[Place]]) -> None:

@@ -264,6 +264,7 @@ class Parts:
         self._backends.learn(snapshot.engines)
         catalog = Catalog(snapshot.deployments, self._build, before)
         self._retired.add(catalog.retired, self.open_requests.present())
+        figures.prepare(self.metrics, snapshot)
         server = configuration.static.server
         return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters)
 

@@ -7,9 +7,11 @@ more than the gateway may add, so its public custom-collector interface is used 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import get_args
 
 from backends.core.errors import BackendError, GatewayError
+from backends.core.events import FailureKind
 from gateway.domain.settlement import Outcome
 from gateway.telemetry import families as f
 from gateway.telemetry.families import OTHER, Family
@@ -17,6 +19,12 @@ from gateway.telemetry.observed import Observed
 
 #: Family name → label values → values (see `Family.zero`).
 Dump = dict[str, dict[tuple[str, ...], list[float]]]
+
+
+#: How a request may end; `abandoned` is said of it by the ledger alone.
+OBSERVED_OUTCOMES: tuple[Outcome, ...] = tuple(one for one in get_args(Outcome) if one != "abandoned")
+#: How an attempt may end: it answered, or a BackendError's kind.
+ATTEMPT_OUTCOMES: tuple[str, ...] = ("ok", *get_args(FailureKind))
 
 
 class _Children:
@@ -28,13 +36,11 @@ class _Children:
         where = (model, deployment)
         self.requests = metrics.child(f.REQUESTS, model, deployment, outcome)
         self.duration = metrics.child(f.DURATION, *where)
-        self.ttft = metrics.child(f.TTFT, *where)
-        self.itl = metrics.child(f.ITL, *where)
         self.queue = metrics.child(f.QUEUE_WAIT, *where)
-        self.input = metrics.child(f.INPUT_TOKENS, *where)
-        self.cached = metrics.child(f.CACHED_TOKENS, *where)
-        self.output = metrics.child(f.OUTPUT_TOKENS, *where)
-        self.reasoning = metrics.child(f.REASONING_TOKENS, *where)
+        told = (f.TTFT, f.ITL, f.INPUT_TOKENS, f.CACHED_TOKENS, f.OUTPUT_TOKENS, f.REASONING_TOKENS)
+        # without a deployment there is no answer: these stay at nothing, and are not shown
+        lists = [family.zero() if deployment == OTHER else metrics.child(family, *where) for family in told]
+        self.ttft, self.itl, self.input, self.cached, self.output, self.reasoning = lists
 
 
 class Metrics:
@@ -78,6 +84,16 @@ class Metrics:
     def replace(self, family: Family, values: Mapping[str, float]) -> None:
         """All series of a family with one label, by its value; others of it end."""
         self._values[family.name] = {(label,): [value] for label, value in values.items()}
+
+    def prepare(self, model: str, deployments: Iterable[str]) -> None:
+        """Make the series of a model at 0: a first error is then a rise, and their number does not grow under way."""
+        self.child(f.FALLBACKS, model)
+        for deployment in (OTHER, *deployments):
+            for outcome in OBSERVED_OUTCOMES:
+                self._children.setdefault((model, deployment, outcome), _Children(self, model, deployment, outcome))
+            if deployment != OTHER:
+                for kind in ATTEMPT_OUTCOMES:
+                    self.child(f.ATTEMPTS, deployment, kind)
 
     def observe(self, tally: Observed) -> None:
         """Count one request that has ended. A dozen list bumps; no lock, no allocation that stays."""
