@@ -16,7 +16,7 @@ import msgspec
 
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import Dialect
-from backends.dialects import llamacpp
+from backends.dialects import llamacpp, tei, tgi
 from backends.dialects.anthropic import Anthropic
 from backends.dialects.chinese_alpaca import AlpacaOptions, ChineseAlpaca
 from backends.dialects.ffm import Ffm
@@ -26,7 +26,7 @@ from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.ollama import Ollama
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
 from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
-from backends.dialects.tei import Tei
+from backends.dialects.tei import Tei, TeiOptions
 from backends.dialects.tgi import Tgi
 from backends.dialects.triton import Triton, TritonOptions
 from backends.engines.options import EngineLoadFailed, read_options
@@ -38,6 +38,7 @@ from backends.engines.vllm.settings import VllmOptions
 from backends.parsing.think import THINK_TAGS, Tags
 from backends.parsing.toolcalls.families import TOOL_SYNTAXES
 from backends.parsing.toolcalls.machine import Syntax
+from backends.remote.inspecting import Inspection
 from backends.remote.listing import Listing
 from backends.remote.rendering import PromptServer
 
@@ -230,7 +231,12 @@ DIALECTS: Mapping[str, Callable[[], Dialect]] = MappingProxyType(
 )
 #: Dialects that a deployment tells more of its server: the options' type, and what makes the dialect from them.
 _WITH_OPTIONS: Mapping[str, tuple[type[msgspec.Struct], Callable[[Any], Dialect]]] = MappingProxyType(
-    {"triton": (TritonOptions, Triton), "sglang": (SglangOptions, Sglang), "chinese_alpaca": (AlpacaOptions, ChineseAlpaca)}
+    {
+        "triton": (TritonOptions, Triton),
+        "sglang": (SglangOptions, Sglang),
+        "chinese_alpaca": (AlpacaOptions, ChineseAlpaca),
+        "tei": (TeiOptions, Tei),
+    }
 )
 #: The header that carries the credential, where it is not `authorization`.
 _CREDENTIAL_HEADERS: Mapping[str, str] = MappingProxyType({"anthropic": "x-api-key", "ffm": "x-api-key"})
@@ -244,6 +250,28 @@ _MODEL_LISTS: Mapping[str, Listing] = MappingProxyType(
 #: Dialects whose servers may leave out usage, and whose servers never say why an answer ended.
 _TELL_NO_USAGE = frozenset({"triton", "chinese_alpaca", "jquesnelle", "ffm"})
 _TELL_NO_REASON = frozenset({"triton", "chinese_alpaca", "jquesnelle"})
+_INSPECTIONS: Mapping[str, Inspection] = MappingProxyType(
+    {
+        "llamacpp": Inspection(
+            llamacpp.FACTS,
+            llamacpp.facts,
+            llamacpp.tokenize_request,
+            llamacpp.tokens_of,
+            llamacpp.detokenize_request,
+            llamacpp.text_of,
+        ),
+        "llamacpp_legacy": Inspection(
+            llamacpp.FACTS,
+            llamacpp.facts,
+            llamacpp.tokenize_request,
+            llamacpp.tokens_of,
+            llamacpp.detokenize_request,
+            llamacpp.text_of,
+        ),
+        "tgi": Inspection(tgi.FACTS, tgi.facts, tgi.tokenize_request, tgi.tokens_of),
+        "tei": Inspection(tei.FACTS, tei.facts),
+    }
+)
 _PROMPT_SERVERS: Mapping[str, PromptServer] = MappingProxyType({"llamacpp": llamacpp})
 #: What a local engine can do when it generates, and when it embeds, by kind.
 _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
@@ -317,6 +345,16 @@ def credential_header(name: str) -> str:
 def prompt_server(dialect_name: str) -> PromptServer | None:
     """How a dialect's own server renders and tokenises, for dialects whose server does."""
     return _PROMPT_SERVERS.get(dialect_name)
+
+
+def batch(dialect: Dialect) -> int:
+    """How many inputs an embedding request may have at such a server; 0 = as many as ours."""
+    return dialect.batch if isinstance(dialect, Tei) else 0
+
+
+def inspection(dialect_name: str) -> Inspection | None:
+    """What else a dialect's servers can be asked; None where nothing is known."""
+    return _INSPECTIONS.get(dialect_name)
 
 
 def model_list(dialect_name: str) -> Listing | None:

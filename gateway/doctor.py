@@ -32,6 +32,7 @@ from backends.core.request import (
     ToolChoice,
 )
 from gateway.domain.route import Deployment, Route
+from gateway.inspection import inspect
 from gateway.limits.rules import Demand
 from gateway.pipeline.estimate import output_cap
 from gateway.places import models_of, remote, template_source
@@ -39,6 +40,7 @@ from gateway.places import models_of, remote, template_source
 #: Output cap of every probe, in tokens.
 CAP = 64
 _SMALL_CAP = 8
+_COUNT = "Count from one to twenty in words."
 #: What the short question of a probe takes at most, with what a template adds.
 _PROMPT_TOKENS = 64
 _SCHEMA = b'{"type":"object","properties":{"colour":{"type":"string"}},"required":["colour"],"additionalProperties":false}'
@@ -64,6 +66,7 @@ class Report(msgspec.Struct):
     schema: str = "-"
     logprobs: str = "-"
     template: str = "-"
+    server: str = "-"
     first_token_ms: int | None = None
     findings: list[str] = []
 
@@ -112,6 +115,7 @@ class _Examination:
         self._deployment = deployment
         self._chosen = chosen
         self._timeout_s = timeout_s
+        self._said = ""
         self._report = Report(deployment.id, findings=[])
 
     async def run(self) -> Report:
@@ -125,6 +129,9 @@ class _Examination:
                 await self._conversation(backend, can)
             elif "embeddings" in can:
                 await self._embedding(backend)
+        if report.reachable == "yes":
+            report.server, findings = await inspect(deployment, self._timeout_s)
+            report.findings += findings
         return report
 
     async def _conversation(self, backend: Backend, can: Capabilities) -> None:
@@ -146,6 +153,7 @@ class _Examination:
             ("response_format.json_object", self._object),
             ("logprobs", self._logprobs),
             ("n", self._several),
+            ("stop", self._stops),
         )
         for name, probe in probes:
             if name in can:
@@ -154,10 +162,11 @@ class _Examination:
     async def _streaming(self, backend: Backend, can: Capabilities, whole: _Probe) -> None:
         report = self._report
         self._cap(whole)
-        streamed = await self._ask(backend, self._job("Count from one to twenty in words.", can, stream=True), "streaming")
+        streamed = await self._ask(backend, self._job(_COUNT, can, stream=True), "streaming")
         if streamed is None:
             report.streaming = "no"
             return
+        self._said = _text(streamed)
         report.first_token_ms = streamed.first_ms
         report.streaming = "yes" if streamed.deltas > 1 else "at once"
         if streamed.deltas <= 1:
@@ -238,6 +247,17 @@ class _Examination:
         probe = await self._ask(backend, job, "n")
         if probe is not None and len(probe.answer.choices) != 2:
             self._finds(f"n: {len(probe.answer.choices)} choices came where 2 were asked")
+
+    async def _stops(self, backend: Backend, can: Capabilities) -> None:
+        """The streamed answer counts; a stop string that it ignores stands in it."""
+        if not self._said:
+            return
+        stop = self._said[len(self._said) // 2 :][:12]
+        job = self._job(_COUNT, can)
+        job = msgspec.structs.replace(job, sampling=msgspec.structs.replace(job.sampling, stop=(stop,)))
+        probe = await self._ask(backend, job, "stop")
+        if probe is not None and stop in _text(probe):
+            self._finds("stop: the stop string stands in the answer")
 
     async def _embedding(self, backend: Backend) -> None:
         job = EmbeddingRequest(self._deployment.model, (Prompt("hello"),))

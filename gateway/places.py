@@ -12,6 +12,8 @@ from backends.core.contracts import Backend, Dialect
 from backends.engines.client import EngineClient
 from backends.remote.adding import Adding, Headers
 from backends.remote.backend import RemoteBackend, Renderer
+from backends.remote.batching import Batching
+from backends.remote.control import ControlClient
 from backends.remote.counted import Untold
 from backends.remote.fanout import FanOut
 from backends.remote.interpreting import Interpreting, gives
@@ -104,6 +106,8 @@ def remote(
         stops=deployment.template_stops,
         untold=_untold(deployment, load),
     )
+    if size := registry.batch(dialect):
+        inner = Batching(inner, size)
     if "n" not in can:
         inner, can = FanOut(inner), can | {"n"}
     tail = template.tail if template is not None else ""
@@ -120,10 +124,9 @@ def _untold(deployment: Deployment, load: Callable[[str], Tokenizes]) -> Untold 
 
 
 def _transport(deployment: Deployment) -> HttpPool:
-    header = registry.credential_header(deployment.dialect)
     return HttpPool(
         Origin.parse(deployment.base_url),
-        credential=Credential(deployment.credential, header) if deployment.credential else None,
+        credential=_credential(deployment),
         tls=None if deployment.verify_tls else tls_context(verify=False),
         keepalive_s=deployment.keepalive_s,
     )
@@ -138,8 +141,23 @@ async def models_of(deployment: Deployment) -> list[str] | None:
     listing = registry.model_list(deployment.dialect)
     if listing is None:
         return None
-    async with aclosing(_transport(deployment)) as transport:
-        return await listed_models(transport, listing)
+    async with aclosing(control(deployment)) as client:
+        return await listed_models(client, listing)
+
+
+def control(deployment: Deployment) -> ControlClient:
+    """A client for what is asked of a deployment's server outside any job; the caller closes it."""
+    return ControlClient(
+        Origin.parse(deployment.base_url),
+        credential=_credential(deployment),
+        tls=None if deployment.verify_tls else tls_context(verify=False),
+        timeout_s=deployment.timeouts.connect_s + 5,
+    )
+
+
+def _credential(deployment: Deployment) -> Credential | None:
+    header = registry.credential_header(deployment.dialect)
+    return Credential(deployment.credential, header) if deployment.credential else None
 
 
 def _corrected(can: Capabilities, deployment: Deployment) -> Capabilities:

@@ -9,7 +9,21 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 #: What it can be told to lie about.
-LIES = ("models", "streaming", "usage", "tools", "schema", "object", "logprobs", "n", "max_tokens", "counts", "chat", "cap")
+LIES = (
+    "models",
+    "streaming",
+    "usage",
+    "tools",
+    "schema",
+    "object",
+    "logprobs",
+    "n",
+    "max_tokens",
+    "counts",
+    "chat",
+    "cap",
+    "stop",
+)
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
@@ -64,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         if text is None:
             cap = body.get("max_tokens") or body.get("max_completion_tokens") or 99
             text = " ".join(WORDS if "max_tokens" in self.lies else WORDS[:cap])
+        for stop in () if "stop" in self.lies else body.get("stop", ()):
+            text = text.partition(stop)[0]
         return {"role": "assistant", "content": text}, "stop", len(text.split())
 
     def _stream(self, body: dict, text: str, words: int) -> None:

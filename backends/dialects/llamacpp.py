@@ -1,4 +1,4 @@
-"""llama.cpp's server in its own words: `/completion` (events or JSON) and `/embedding`.
+"""llama.cpp's server in its own words: `/completion` (events or JSON), `/infill` for a prompt with a suffix, `/embedding`.
 
 Source: llama.cpp `tools/server` as vendored in llama-cpp-python 0.3.36 (2026); the 2023-24 form (`stopped_eos`,
 `stopped_limit`, no `index`) is read too. `base_url` is the server's root: bare `/completions` is native there.
@@ -18,18 +18,20 @@ import msgspec
 
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
-from backends.core.errors import BackendError, UpstreamProtocol
+from backends.core.errors import BackendError, UnsupportedParameter, UpstreamProtocol
 from backends.core.events import Candidate, FinishReason, TokenLogprob
+from backends.core.facts import Facts
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Prompt, Tool
+from backends.dialects.answers import UNREADABLE
 from backends.dialects.openai_compatible import Quirks, encode_message, encode_tool
 from backends.dialects.text_answers import Form, Piece, TextDecoder
 from backends.dialects.vector_answers import VectorDecoder, Vectors
 from backends.parsing import failures
 from backends.parsing.vectors import pack
-from backends.wire.llamacpp import Completion, EmbeddingItem, Templated, Tokenized
+from backends.wire.llamacpp import Completion, Detokenized, EmbeddingItem, Props, SlotState, Templated, Tokenized
 
 CAPABILITIES: Capabilities = (OPENAI_SAMPLING | LOCAL_SAMPLING | {
-    *("chat", "completions", "embeddings", "token_input", "n", "logprobs", "grammar", "needs_output_cap"),
+    *("chat", "completions", "embeddings", "token_input", "n", "logprobs", "grammar", "suffix", "needs_output_cap"),
     *("response_format.json_object", "response_format.json_schema"),
 }) - {"min_tokens"}  # fmt: skip
 _JSON: Mapping[str, str] = {"content-type": "application/json"}
@@ -40,7 +42,6 @@ _NAMES = {
     "mirostat_tau": "mirostat_tau", "mirostat_eta": "mirostat_eta", "ignore_eos": "ignore_eos",
 }  # fmt: skip
 _MESSAGES = Quirks("llamacpp", reasoning_field="reasoning_content")
-_UNREADABLE = (ValueError, RecursionError)
 _read = msgspec.json.Decoder(Completion).decode
 _read_whole = msgspec.json.Decoder(Completion | list[Completion]).decode
 _read_embeddings = msgspec.json.Decoder(list[EmbeddingItem]).decode
@@ -65,6 +66,7 @@ class LlamaCpp:
         """The request for a job.
 
         Raises:
+            UnsupportedParameter: a suffix beside several prompts, or beside token ids.
             ValueError: a conversation without its rendered prompt.
         """
         if isinstance(job, EmbeddingRequest):
@@ -73,8 +75,8 @@ class LlamaCpp:
         prompts = prompts or job.prompts
         if not prompts:
             raise ValueError("a conversation must be rendered by a chat template first")
-        inputs = [list(one.tokens) if one.tokens is not None else one.text for one in prompts]
-        body: dict[str, object] = {"prompt": inputs[0] if len(inputs) == 1 else inputs, "stream": job.stream}
+        body = _infill(job, prompts) if job.suffix else _prompt(prompts)
+        body["stream"] = job.stream
         for ours, theirs in _NAMES.items():
             if (value := getattr(job.sampling, ours)) is not None:
                 body[theirs] = value
@@ -92,7 +94,7 @@ class LlamaCpp:
             body["json_schema"] = job.output.schema
         elif job.output.kind == "json_object":
             body["json_schema"] = {"type": "object"}
-        return _post("/completion", body)
+        return _post("/infill" if job.suffix else "/completion", body)
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
@@ -105,6 +107,18 @@ class LlamaCpp:
 
 def _post(path: str, body: Mapping[str, object]) -> UpstreamRequest:
     return UpstreamRequest("POST", path, _JSON, msgspec.json.encode(body))
+
+
+def _prompt(prompts: Sequence[Prompt]) -> dict[str, object]:
+    inputs = [list(one.tokens) if one.tokens is not None else one.text for one in prompts]
+    return {"prompt": inputs[0] if len(inputs) == 1 else inputs}
+
+
+def _infill(job: GenerationRequest, prompts: Sequence[Prompt]) -> dict[str, object]:
+    """What stands before and behind the gap; the server puts the model's own marks around them."""
+    if len(prompts) > 1 or prompts[0].tokens is not None:
+        raise UnsupportedParameter("A 'suffix' goes with one prompt, as text, here.", param="suffix")
+    return {"input_prefix": prompts[0].text, "input_suffix": job.suffix, "input_extra": []}
 
 
 def template_request(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> UpstreamRequest:
@@ -123,7 +137,7 @@ def templated_prompt(body: bytes) -> Prompt:
     """
     try:
         return Prompt(msgspec.json.decode(body, type=Templated).prompt)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UpstreamProtocol("The backend's answer could not be understood.", detail=f"/apply-template: {error}") from None
 
 
@@ -140,8 +154,48 @@ def tokens_of(body: bytes) -> tuple[int, ...]:
     """
     try:
         return tuple(msgspec.json.decode(body, type=Tokenized).tokens)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UpstreamProtocol("The backend's answer could not be understood.", detail=f"/tokenize: {error}") from None
+
+
+def detokenize_request(tokens: Sequence[int]) -> UpstreamRequest:
+    """Ask for the text of token ids."""
+    return _post("/detokenize", {"tokens": list(tokens)})
+
+
+def text_of(body: bytes) -> str:
+    """The text out of `/detokenize`'s answer.
+
+    Raises:
+        UpstreamProtocol: it is none.
+    """
+    try:
+        return msgspec.json.decode(body, type=Detokenized).content
+    except UNREADABLE as error:
+        raise UpstreamProtocol("The backend's answer could not be understood.", detail=f"/detokenize: {error}") from None
+
+
+def facts(bodies: Sequence[bytes]) -> Facts:
+    """What `/props` and `/slots` tell; either may be switched off at the server (an error body, which tells nothing)."""
+    found = Facts()
+    for body in bodies:
+        try:
+            value = msgspec.json.decode(body, type=Props | list[SlotState])
+        except UNREADABLE:
+            continue
+        if isinstance(value, list):
+            found.slots, found.busy = len(value), sum(one.is_processing for one in value)
+        else:
+            settings = value.default_generation_settings
+            found.context = settings.n_ctx if settings else 0
+            found.slots = found.slots or value.total_slots
+            found.model = value.model_path.replace("\\", "/").rpartition("/")[2]
+            found.version, found.template = value.build_info, value.chat_template
+    return found
+
+
+#: Where a server tells of itself.
+FACTS = ("/props", "/slots")
 
 
 def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:

@@ -20,11 +20,13 @@ from backends.core.events import FinishReason
 from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt
 from backends.core.usage import ABSURD, Usage
 from backends.dialects.openai_compatible import encode_tool
+from backends.dialects.openai_details import token_logprobs
 from backends.dialects.text_answers import Called, Form, Piece, TextDecoder
 from backends.dialects.vector_answers import VectorDecoder, Vectors
 from backends.parsing import failures
 from backends.parsing.failures import Envelope
 from backends.parsing.vectors import pack
+from backends.wire.openai_chat import TokenWire
 
 _OPTIONS = {
     "max_tokens": "num_predict", "temperature": "temperature", "top_p": "top_p", "stop": "stop", "seed": "seed",
@@ -32,7 +34,7 @@ _OPTIONS = {
     "typical_p": "typical_p", "repetition_penalty": "repeat_penalty", "repeat_last_n": "repeat_last_n",
 }  # fmt: skip
 CAPABILITIES: Capabilities = (OPENAI_SAMPLING | frozenset(_OPTIONS) | {
-    *("chat", "completions", "embeddings", "dimensions", "tools", "suffix", "reasoning_effort", "image_url"),
+    *("chat", "completions", "embeddings", "dimensions", "tools", "suffix", "reasoning_effort", "image_url", "logprobs"),
     *("response_format.json_object", "response_format.json_schema"),
 }) - {"logit_bias"}  # fmt: skip
 _THINK: Mapping[str, bool | str] = {"none": False, "low": "low", "medium": "medium", "high": "high"}
@@ -69,6 +71,7 @@ class _Record(msgspec.Struct, gc=False):
     prompt_eval_count: int = 0
     eval_count: int = 0
     error: msgspec.Raw = _EMPTY
+    logprobs: list[TokenWire] | None = None
 
 
 class _Embedded(msgspec.Struct, gc=False):
@@ -123,6 +126,10 @@ class Ollama:
             body["format"] = "json"
         elif job.output.kind == "json_schema":
             body["format"] = job.output.schema
+        if job.top_logprobs is not None:
+            body["logprobs"] = True
+            if job.top_logprobs:
+                body["top_logprobs"] = job.top_logprobs
         if job.reasoning_effort is not None:
             body["think"] = _THINK.get(job.reasoning_effort, True)
         return _post("/api/generate" if prompts else "/api/chat", body)
@@ -179,7 +186,6 @@ def _arguments(text: str) -> dict[str, object]:
 
 
 def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | None:
-    del job
     record = _read(data)
     if record.error is not _EMPTY and bytes(record.error) not in (b'""', b"null"):
         return None
@@ -193,6 +199,7 @@ def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | N
             reason=_FINISH.get(record.done_reason, "stop"),
             input_tokens=record.prompt_eval_count,
             output_tokens=record.eval_count,
+            logprobs=token_logprobs(record.logprobs) if record.logprobs and job.top_logprobs is not None else (),
             model=record.model,
             nothing_ran=record.done_reason in ("load", "unload"),
             reasoning=message.thinking or "",

@@ -83,7 +83,7 @@ def read_logprobs(raw: msgspec.Raw) -> tuple[TokenLogprob, ...]:
         return ()
     wire = _read_logprobs(raw)
     if wire.content is not None:
-        return tuple(_token(token) for token in wire.content)
+        return token_logprobs(wire.content)
     tops = wire.top_logprobs or []
     return tuple(
         TokenLogprob(
@@ -98,6 +98,11 @@ def read_logprobs(raw: msgspec.Raw) -> tuple[TokenLogprob, ...]:
         for n, (token, logprob) in enumerate(zip(wire.tokens or (), wire.token_logprobs or (), strict=False))
         if logprob is not None
     )
+
+
+def token_logprobs(tokens: Sequence[TokenWire]) -> tuple[TokenLogprob, ...]:
+    """Logprobs of chat's form."""
+    return tuple(_token(token) for token in tokens)
 
 
 def _token(wire: TokenWire) -> TokenLogprob:

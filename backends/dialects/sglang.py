@@ -4,8 +4,8 @@ Source: SGLang 0.5.23 wheel (srt/entrypoints/http_server.py, managers/tokenizer_
 (serve/openai/endpoints/generate.py). The keys are the same, the text is not: SGLang's streams carry all text so far
 unless the server runs with `--incremental-streaming-output`, LMDeploy's carry what is new. `base_url` is the root.
 
-Known limits: logprobs and tool calls are not taken out (their OpenAI routes do both); LMDeploy makes one choice a
-request.
+Known limits: tool calls are not taken out (their OpenAI routes do); LMDeploy makes one choice a request, and its logprobs
+name tokens by id only, so they are not asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError
-from backends.core.events import FinishReason
+from backends.core.events import Candidate, FinishReason, TokenLogprob
 from backends.core.request import GenerationRequest, Job, Prompt
 from backends.dialects.plain_prompts import generation, post
 from backends.dialects.text_answers import Form, Piece, TextDecoder
@@ -28,7 +28,7 @@ _SHARED = frozenset(
     {"chat", "completions", "token_input", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "repetition_penalty"}
 ) | {"ignore_eos", "min_tokens", "needs_output_cap"}
 CAPABILITIES: Capabilities = _SHARED | {
-    *("n", "seed", "logit_bias", "frequency_penalty", "presence_penalty", "grammar"),
+    *("n", "seed", "logit_bias", "frequency_penalty", "presence_penalty", "grammar", "logprobs"),
     *("response_format.json_object", "response_format.json_schema"),
 }
 _SGLANG = {
@@ -52,11 +52,17 @@ class _Why(msgspec.Struct, gc=False):
     err_type: str | None = None
 
 
+#: Logprob, token id, and its text where it was asked.
+_Token = tuple[float | None, int, str | None]
+
+
 class _Meta(msgspec.Struct, gc=False):
     finish_reason: _Why | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    output_token_logprobs: list[_Token] | None = None
+    output_top_logprobs: list[list[_Token] | None] | None = None
 
 
 class _Record(msgspec.Struct, gc=False):
@@ -113,6 +119,8 @@ class Sglang:
         inputs: list[object] = [*tokens] if tokens else [one.text for one in prompts]
         name = "input_ids" if tokens else "text"
         body = {name: inputs[0] if len(inputs) == 1 else inputs, "sampling_params": params, "stream": job.stream}
+        if job.top_logprobs is not None:
+            body |= {"return_logprob": True, "top_logprobs_num": job.top_logprobs, "return_text_in_logprobs": True}
         return post("/generate", body)
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
@@ -165,7 +173,7 @@ def _sampling(job: GenerationRequest, names: Mapping[str, str]) -> dict[str, obj
 
 
 def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | None:
-    return _piece(_read(data), 0, data)
+    return _piece(_read(data), 0, data, job)
 
 
 def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | None:
@@ -173,7 +181,7 @@ def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope |
     value = _read_answer(data)
     pieces: list[Piece] = []
     for place, record in enumerate(value if isinstance(value, list) else [value]):
-        read = _piece(record, place, data)
+        read = _piece(record, place, data, job)
         if not isinstance(read, list):
             return read
         for piece in read:
@@ -182,7 +190,7 @@ def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope |
     return pieces or None
 
 
-def _piece(record: _Record, place: int, data: bytes) -> list[Piece] | Envelope | None:
+def _piece(record: _Record, place: int, data: bytes, job: GenerationRequest) -> list[Piece] | Envelope | None:
     if record.text is None:
         said = failures.envelope(data)
         # SGLang's older releases name neither type nor code: only a refused request comes in this form.
@@ -206,8 +214,29 @@ def _piece(record: _Record, place: int, data: bytes) -> list[Piece] | Envelope |
             input_tokens=meta.prompt_tokens,
             output_tokens=meta.completion_tokens,
             cached_tokens=meta.cached_tokens,
+            logprobs=_logprobs(meta) if job.top_logprobs is not None else (),
+            all_logprobs=len(meta.output_token_logprobs or ()) >= meta.completion_tokens,
         )
     ]
+
+
+def _logprobs(meta: _Meta) -> tuple[TokenLogprob, ...]:
+    """Of all tokens so far, or of the new ones where the server streams only those."""
+    tops = meta.output_top_logprobs or []
+    return tuple(
+        TokenLogprob(
+            text or "",
+            (text or "").encode(),
+            logprob,
+            tuple(
+                Candidate(other or "", (other or "").encode(), value)
+                for value, _, other in (tops[place] or () if place < len(tops) else ())
+                if value is not None
+            ),
+        )
+        for place, (logprob, _, text) in enumerate(meta.output_token_logprobs or ())
+        if logprob is not None
+    )
 
 
 _DELTAS = Form(_event, _answer, terminator="done")

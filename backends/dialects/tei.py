@@ -3,8 +3,8 @@
 Source: huggingface text-embeddings-inference router/src/http (2026). `base_url` is the server's root. The answer is a
 bare array of vectors in the order of the inputs; it tells no usage.
 
-Known limits: a server takes 32 inputs at once unless told otherwise, and refuses more; it serves one model, so the
-model's name is not sent.
+A server takes 32 inputs at once unless told otherwise, and refuses more: longer lists are sent in pieces. It serves one model,
+so the model's name is not sent.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, UnsupportedParameter
+from backends.core.facts import Facts
 from backends.core.request import EmbeddingRequest, Job, Prompt
 from backends.dialects.plain_prompts import post
 from backends.dialects.vector_answers import VectorDecoder, Vectors
@@ -23,15 +24,38 @@ from backends.parsing import failures
 from backends.parsing.vectors import pack
 
 CAPABILITIES: Capabilities = frozenset({"embeddings", "dimensions", "token_input"})
+
+
+class _Info(msgspec.Struct, gc=False):
+    model_id: str = ""
+    version: str = ""
+    max_input_length: int = 0
+    max_client_batch_size: int = 0
+
+
+_read_info = msgspec.json.Decoder(_Info).decode
 _read = msgspec.json.Decoder(list[list[float]]).decode
 
 
+class TeiOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What must be known of a server. `max_client_batch_size`: inputs that it takes at once, as its flag of that name says."""
+
+    max_client_batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.max_client_batch_size < 1:
+            raise ValueError("max_client_batch_size must be at least 1")
+
+
 class Tei:
-    """The dialect."""
+    """The dialect. `batch`: inputs that one request may have."""
 
     name = "tei"
     needs_prompt = False
     capabilities = CAPABILITIES
+
+    def __init__(self, options: TeiOptions | None = None) -> None:
+        self.batch = (options or TeiOptions()).max_client_batch_size
 
     def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
         """The request for a job.
@@ -53,6 +77,21 @@ class Tei:
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
         return failures.failure(status, headers, body)
+
+
+#: Where a server tells of itself.
+FACTS = ("/info",)
+
+
+def facts(bodies: Sequence[bytes]) -> Facts:
+    """What `/info` tells."""
+    for body in bodies:
+        try:
+            info = _read_info(body)
+        except (ValueError, RecursionError):
+            continue
+        return Facts(info.model_id, info.version, info.max_input_length, batch=info.max_client_batch_size)
+    return Facts()
 
 
 def _embedding(job: Job) -> EmbeddingRequest:

@@ -47,6 +47,7 @@ class Piece(msgspec.Struct, gc=False):
         reason: why it finished; None = the server does not tell, it is inferred.
         input_tokens, cached_tokens, output_tokens: totals so far; 0 = not told.
         nothing_ran: the model was not asked at all: no tokens, and that is known.
+        all_logprobs: `logprobs` are those of all tokens so far.
         reasoning: more thoughts, told before the text.
         calls: further tool calls, each whole.
     """
@@ -63,6 +64,7 @@ class Piece(msgspec.Struct, gc=False):
     reasoning: str = ""
     calls: tuple[Called, ...] = ()
     nothing_ran: bool = False
+    all_logprobs: bool = False
 
 
 #: A record read: its pieces; an error it carries; None = an error in the usual envelopes, or no record at all. Raises
@@ -105,6 +107,7 @@ class _Choice(msgspec.Struct):
     finished: bool = False
     events: int = 0
     texts: int = 0
+    logprobs: int = 0
     told: int = 0
     sum_told: int = 0
     rising: bool = True
@@ -223,7 +226,11 @@ class TextDecoder(AnswerDecoder):
         choice.input_tokens = piece.input_tokens or choice.input_tokens
         choice.output_tokens = piece.output_tokens or choice.output_tokens
         choice.cached_tokens = piece.cached_tokens or choice.cached_tokens
-        tokens = () if choice.matched else piece.logprobs
+        tokens = piece.logprobs
+        if piece.all_logprobs:
+            tokens, choice.logprobs = tokens[choice.logprobs :], len(tokens)
+        if choice.matched:
+            tokens = ()
         if piece.reasoning:
             self._begun = True
             out.append(ReasoningDelta(piece.reasoning, choice.index))

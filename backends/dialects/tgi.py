@@ -1,4 +1,4 @@
-"""Text Generation Inference in its own words: `/generate` and `/generate_stream`.
+"""Text Generation Inference in its own words: `/generate` and `/generate_stream`, `/info` and `/tokenize`.
 
 Source: text-generation-inference db931fc (3.x, 2026-01), router/src/{lib,server,infer}.rs. `base_url` is the server's
 root. `details` is always asked: without it there is no finish reason. A whole answer tells the prompt's tokens only in
@@ -16,8 +16,9 @@ import msgspec
 
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
-from backends.core.errors import BackendError
+from backends.core.errors import BackendError, UpstreamProtocol
 from backends.core.events import Candidate, FinishReason, TokenLogprob
+from backends.core.facts import Facts
 from backends.core.request import GenerationRequest, Job, Prompt
 from backends.dialects.plain_prompts import generation, one_prompt, post
 from backends.dialects.text_answers import Form, Piece, TextDecoder
@@ -62,6 +63,20 @@ class _Answer(msgspec.Struct, gc=False):
     details: _Details | None = None
 
 
+class _Info(msgspec.Struct, gc=False):
+    model_id: str = ""
+    version: str = ""
+    max_total_tokens: int = 0
+    max_concurrent_requests: int = 0
+    max_client_batch_size: int = 0
+
+
+class _Id(msgspec.Struct, gc=False):
+    id: int
+
+
+_read_info = msgspec.json.Decoder(_Info).decode
+_read_tokens = msgspec.json.Decoder(list[_Id | list[_Id]]).decode
 _read_event = msgspec.json.Decoder(_Event).decode
 _read_answer = msgspec.json.Decoder(_Answer | list[_Answer]).decode
 
@@ -112,6 +127,42 @@ class Tgi:
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
         return failures.failure(status, headers, body)
+
+
+#: Where a server tells of itself.
+FACTS = ("/info",)
+
+
+def facts(bodies: Sequence[bytes]) -> Facts:
+    """What `/info` tells."""
+    found = Facts()
+    for body in bodies:
+        try:
+            info = _read_info(body)
+        except (ValueError, RecursionError):
+            continue
+        found = Facts(
+            info.model_id, info.version, info.max_total_tokens, info.max_concurrent_requests, batch=info.max_client_batch_size
+        )
+    return found
+
+
+def tokenize_request(text: str) -> UpstreamRequest:
+    """Ask for a text's token ids, without the BOS that the server adds to a prompt."""
+    return post("/tokenize", {"inputs": text, "parameters": {"add_special_tokens": False}})
+
+
+def tokens_of(body: bytes) -> tuple[int, ...]:
+    """The ids out of `/tokenize`'s answer: a list of tokens, in some versions one list an input.
+
+    Raises:
+        UpstreamProtocol: it is none.
+    """
+    try:
+        found = _read_tokens(body)
+        return tuple(one.id for item in found for one in (item if isinstance(item, list) else [item]))
+    except (ValueError, RecursionError) as error:
+        raise UpstreamProtocol("The backend's answer could not be understood.", detail=f"/tokenize: {error}") from None
 
 
 def _number(text: str) -> int:

@@ -1,4 +1,6 @@
-"""llama.cpp's own wire: `/completion`, `/embedding`, `/tokenize`, `/apply-template`. Only the fields that are read.
+"""llama.cpp's own wire: `/completion`, `/embedding`, `/tokenize`, `/detokenize`, `/apply-template`, `/props`, `/slots`.
+
+Only the fields that are read.
 
 Source: llama.cpp `tools/server` as vendored in llama-cpp-python 0.3.36, and captures of 2023-11 (`stopped_*` flags
 instead of `stop_type`, no `index`).
@@ -51,3 +53,32 @@ class Tokenized(msgspec.Struct, gc=False):
     """The answer of `/tokenize`."""
 
     tokens: list[int]
+
+
+class Detokenized(msgspec.Struct, gc=False):
+    """The answer of `/detokenize`."""
+
+    content: str
+
+
+class GenerationSettings(msgspec.Struct, gc=False):
+    """Of one slot. `n_ctx`: tokens that it holds."""
+
+    n_ctx: int = 0
+
+
+class Props(msgspec.Struct, gc=False):
+    """The answer of `/props`."""
+
+    default_generation_settings: GenerationSettings | None = None
+    total_slots: int = 0
+    model_path: str = ""
+    chat_template: str = ""
+    build_info: str = ""
+
+
+class SlotState(msgspec.Struct, gc=False):
+    """One slot of `/slots`."""
+
+    id: int = 0
+    is_processing: bool = False

@@ -248,7 +248,7 @@ class DeploymentEntry(Entry):
     options: dict[str, object] = Field(
         default_factory=dict,
         description="what the dialect must know of this server; triton: accumulate_tokens, exclude_input_in_output, eos_texts,"
-        " tensors; sglang: incremental_streaming_output; chinese_alpaca: num_beams",
+        " tensors; sglang: incremental_streaming_output; chinese_alpaca: num_beams; tei: max_client_batch_size",
     )
     base_url: str | None = Field(default=None, max_length=2048, description="http:// or https:// address, without credentials")
     model: str = Field(min_length=1, max_length=512, description="the name that the server or engine knows the model by")

@@ -42,6 +42,7 @@ async def test_a_server_that_keeps_its_promises_is_well():
         ("logprobs", "logprobs: none came"),
         ("n", "n: protocol: "),
         ("max_tokens", "max_tokens: 12 tokens came where 8 were allowed"),
+        ("stop", "stop: the stop string stands in the answer"),
         ("chat", "chat: unavailable"),
     ],
 )
