@@ -33,6 +33,7 @@ from gateway.command_parts import (
     configuration,
     database,
     declared,
+    default_model,
     expiry,
     limits,
     models,
@@ -129,6 +130,8 @@ def _keys_new(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", action="append", metavar="LIMIT", help="further ones: usd=5/month, tokens=1000/hour@MODEL …")
     parser.add_argument("--models", metavar="A,B", help="models that it may use (default: all)")
     parser.add_argument("--expires", metavar="WHEN", help="30d, 12h, 2027-01-31 … (default: never)")
+    parser.add_argument("--usage-on-finish", action="store_true", help="its streams tell usage on the finish chunk")
+    parser.add_argument("--default-model", default="", metavar="MODEL", help="answers where it asks for an unknown model")
     parser.add_argument("--admin", action="store_true", help="an admin key (the scope `admin`)")
     parser.add_argument(
         "--scope", action="append", choices=sorted(SCOPES), help="inference (default), team-admin, viewer, admin"
@@ -244,6 +247,8 @@ def _new(chosen: argparse.Namespace) -> int:
         scopes=frozenset(chosen.scope or ()) | ({"admin"} if chosen.admin else set()) or frozenset({"inference"}),
         limits=limits(chosen.limit or [], found),
         expires_us=expiry(chosen.expires, now_us),
+        usage_on_finish=chosen.usage_on_finish,
+        default_model=default_model(chosen.default_model, found),
     )
     try:
         new.check(now_us)

@@ -33,6 +33,7 @@ from gateway.command_parts import (
     configuration,
     database,
     declared,
+    default_model,
     expiry,
     json_option,
     limits,
@@ -73,6 +74,10 @@ def add_key_actions(actions: Commands) -> None:
     change.add_argument("--models", metavar="A,B", help="models that it may use; '' for all")
     change.add_argument("--limit", action="append", metavar="LIMIT", help="its limits instead of the present ones; '' for none")
     change.add_argument("--expires", metavar="WHEN", help="30d, 2027-01-31 … or `never`")
+    change.add_argument(
+        "--usage-on-finish", choices=("yes", "no"), help="whether its streams tell usage on the finish chunk, for older clients"
+    )
+    change.add_argument("--default-model", metavar="MODEL", help="answers where it asks for an unknown model; '' for none")
     change.set_defaults(run=_change)
 
 
@@ -154,6 +159,8 @@ def _change(chosen: argparse.Namespace) -> int:
         models=UNSET if chosen.models is None else models(chosen.models or None, found),
         limits=UNSET if chosen.limit is None else limits([one for one in chosen.limit if one], found),
         expires_us=UNSET if chosen.expires is None else None if never else expiry(chosen.expires, time.time_ns() // 1000),
+        usage_on_finish=UNSET if chosen.usage_on_finish is None else chosen.usage_on_finish == "yes",
+        default_model=UNSET if chosen.default_model is None else default_model(chosen.default_model, found),
     )
     _with_keys(chosen, lambda store: store.change(chosen.id, change, _by(), declared(found)))
     print(json.dumps({"id": chosen.id, "done": "changed"}) if chosen.json else f"changed {chosen.id}")

@@ -113,6 +113,18 @@ def models(text: str | None, found: Configuration) -> frozenset[str] | None:
     return frozenset(known[name].name for name in names)
 
 
+def default_model(text: str, found: Configuration) -> str:
+    """The public name of the model that answers for unknown ones; "" for none.
+
+    Raises:
+        Refused: there is no such model.
+    """
+    known = found.snapshot.models
+    if text and text not in known:
+        raise Refused(f"--default-model: the configuration has no model {text!r}; {suggestion(text, sorted(known))}")
+    return known[text].name if text else ""
+
+
 def expiry(text: str | None, now_us: int) -> int | None:
     """`30d` or a date as an instant, µs UTC.
 

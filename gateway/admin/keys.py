@@ -29,6 +29,7 @@ from gateway.auth.keys import RANDOM_BYTES
 from gateway.auth.keystore import Guard
 from gateway.auth.overlay import in_file
 from gateway.auth.records import KeyChange, KeyRecord, NewKey, OwnerKind
+from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import NotAllowed, Principal
 
 _PATH = "/admin/v1/keys"
@@ -141,6 +142,8 @@ class _Desk:
             limits=to_store(body.limits, snapshot),
             scopes=_granted(body.scopes, caller),
             expires_us=None if body.expires is None else micros(body.expires),
+            usage_on_finish=body.usage_on_finish,
+            default_model=_default_model(body.default_model, snapshot),
         )
         with told("key"):
             minted, record = await self._parts.keys.create(
@@ -164,6 +167,8 @@ class _Desk:
             limits=to_store(body.limits, snapshot) if "limits" in stated else UNSET,
             scopes=_granted(body.scopes, caller) if "scopes" in stated else UNSET,
             expires_us=(None if body.expires is None else micros(body.expires)) if "expires" in stated else UNSET,
+            usage_on_finish=body.usage_on_finish if "usage_on_finish" in stated else UNSET,
+            default_model=_default_model(body.default_model, snapshot) if "default_model" in stated else UNSET,
         )
         with told("key"):
             record = await self._parts.keys.change(id, change, self._by(caller), self._in_file, _guard(caller))
@@ -219,6 +224,8 @@ class _Desk:
             source="database",
             created_at=instant(record.created_us),
             expires_at=instant(record.expires_us),
+            usage_on_finish=record.usage_on_finish,
+            default_model=record.default_model or None,
             previous_secret_until=instant(until) if until is not None and until > now_us else None,
         )
 
@@ -236,7 +243,14 @@ def _declared_view(one: Principal, now_us: int) -> KeyView:
         state="expired" if expired else "active",
         source="file",
         expires_at=instant(one.expires_us),
+        usage_on_finish=one.usage_on_finish,
+        default_model=one.default_model or None,
     )
+
+
+def _default_model(name: str | None, snapshot: Snapshot) -> str:
+    """The public name of a model; "" for none."""
+    return next(iter(public_names([name], snapshot, "default_model"))) if name else ""
 
 
 def _guard(caller: Caller) -> Guard:

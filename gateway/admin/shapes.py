@@ -82,6 +82,8 @@ class KeyView(BaseModel):
     source: Source
     created_at: str | None = None
     expires_at: str | None = None
+    usage_on_finish: bool = Field(default=False, description="its streams tell usage on the finish chunk")
+    default_model: str | None = Field(default=None, description="the model that answers where it asks for an unknown one")
     previous_secret_until: str | None = Field(default=None, description="after a rotation: when the old secret ends")
 
 
@@ -143,6 +145,8 @@ class NewKeyBody(Entry):
     limits: Limits = ()
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=4)] = ("inference",)
     expires: Instant | None = None
+    usage_on_finish: bool = False
+    default_model: Text | None = None
 
 
 class KeyPatch(Entry):
@@ -155,6 +159,8 @@ class KeyPatch(Entry):
     limits: Limits = ()
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=4)] = ("inference",)
     expires: Instant | None = None
+    usage_on_finish: bool = False
+    default_model: Text | None = None
 
 
 class Rotation(Entry):

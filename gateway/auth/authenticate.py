@@ -387,5 +387,7 @@ def holder_of(record: KeyRecord, hash: str, snapshot: Snapshot) -> Principal:
         models=_allowed(record, snapshot),
         limits=own,
         expires_us=_expires_us(record, hash),
+        usage_on_finish=record.usage_on_finish,
+        default_model=record.default_model,
     )
     return with_shared_limits(principal, snapshot)

@@ -86,6 +86,8 @@ class KeyStore:
             created_us=by.at_us,
             expires_us=new.expires_us,
             revoked_us=None,
+            usage_on_finish=new.usage_on_finish,
+            default_model=new.default_model,
         )
         async with self.database.changing(by) as change:
             if in_file is not None and new.team:
@@ -290,6 +292,7 @@ def _check(after: KeyRecord, fields: dict[str, object], now_us: int) -> None:
     check_text("name", after.name, required=True)
     check_text("team", after.team)
     check_text("user", after.user)
+    check_text("default_model", after.default_model)
     check_models(after.models)
     check_limits(after.limits)
     check_scopes(after.scopes, after.team)
@@ -321,7 +324,8 @@ async def _write(change: Change, record: KeyRecord) -> None:
 
 def _told(record: KeyRecord) -> dict[str, object]:
     fields = msgspec.structs.asdict(record)
-    return {name: fields[name] for name in ("name", "team", "user", "models", "limits", "scopes", "expires_us")}
+    told = ("name", "team", "user", "models", "limits", "scopes", "expires_us", "usage_on_finish", "default_model")
+    return {name: fields[name] for name in told}
 
 
 def _shown(fields: dict[str, object]) -> dict[str, object]:

@@ -83,7 +83,7 @@ class KeyLimit(msgspec.Struct, frozen=True):
 class NewKey(msgspec.Struct, frozen=True):
     """What a key shall be. None = no such limit, every model, or never. Rates are per minute; `expires_us` µs UTC.
 
-    `limits` are further ones beside `rpm`, `tpm` and `concurrent`.
+    `limits` are further ones beside `rpm`, `tpm` and `concurrent`. `usage_on_finish`, `default_model`: see `Principal`.
     """
 
     name: str
@@ -96,6 +96,8 @@ class NewKey(msgspec.Struct, frozen=True):
     scopes: frozenset[str] = frozenset({"inference"})
     expires_us: int | None = None
     limits: tuple[KeyLimit, ...] = ()
+    usage_on_finish: bool = False
+    default_model: str = ""
 
     def all_limits(self) -> tuple[KeyLimit, ...]:
         """The limits as they are stored."""
@@ -118,6 +120,7 @@ class NewKey(msgspec.Struct, frozen=True):
         check_text("name", self.name, required=True)
         check_text("team", self.team)
         check_text("user", self.user)
+        check_text("default_model", self.default_model)
         check_models(self.models)
         check_limits(self.all_limits())
         check_scopes(self.scopes, self.team)
@@ -135,6 +138,8 @@ class KeyChange(msgspec.Struct, frozen=True):
     limits: tuple[KeyLimit, ...] | UnsetType = UNSET
     scopes: frozenset[str] | UnsetType = UNSET
     expires_us: int | UnsetType | None = UNSET
+    usage_on_finish: bool | UnsetType = UNSET
+    default_model: str | UnsetType = UNSET
 
 
 class KeyRecord(msgspec.Struct, frozen=True):
@@ -154,6 +159,8 @@ class KeyRecord(msgspec.Struct, frozen=True):
     suspended_us: int | None = None
     previous_hash: str | None = None
     previous_until_us: int | None = None
+    usage_on_finish: bool = False
+    default_model: str = ""
 
     def __repr__(self) -> str:
         return f"KeyRecord({self.id!r})"

@@ -27,6 +27,8 @@ KEYS = sa.Table(
     sa.Column("suspended_us", sa.BigInteger, nullable=True),
     sa.Column("previous_hash", sa.String(64), nullable=True, index=True),
     sa.Column("previous_until_us", sa.BigInteger, nullable=True),
+    sa.Column("usage_on_finish", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("default_model", sa.String(128), nullable=False, server_default=""),
     sa.Index("ix_keys_created_us", "created_us", "id"),
     sa.Index("ix_keys_team", "team"),
 )

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.auth import keys
 from gateway.auth.authenticate import Authenticator, NotAuthenticated
+from gateway.auth.database import By
 from gateway.auth.keystore import (
     InvalidKey,
     KeyLimit,
@@ -20,6 +21,7 @@ from gateway.auth.keystore import (
     list_keys,
     revoke_key,
 )
+from gateway.auth.records import KeyChange
 from gateway.config.snapshot import Snapshot
 from gateway.ledger.migrations import migrate
 
@@ -61,6 +63,15 @@ async def test_a_key_comes_back_as_it_was_made(url: str, store: KeyStore, tmp_pa
     secret = minted.secret.split("-")[3].encode()
     assert not any(secret in path.read_bytes() for path in tmp_path.iterdir())
     assert await store.find_by_hash("0" * 64) is None
+
+
+async def test_what_an_older_client_needs_reaches_its_principal(url: str, store: KeyStore) -> None:
+    minted = await create_key(url, PEPPER, NewKey("old", usage_on_finish=True, default_model="chat"))
+    found = await authenticator(store).authenticate(headers(minted.secret), NOW)
+    assert (found.usage_on_finish, found.default_model) == (True, "chat")
+    await store.change(minted.id, KeyChange(usage_on_finish=False, default_model=""), By("test", NOW))
+    (record,) = await list_keys(url)
+    assert (record.usage_on_finish, record.default_model) == (False, "")
 
 
 async def test_every_change_bumps_the_revision_in_its_own_transaction(url: str, store: KeyStore) -> None:

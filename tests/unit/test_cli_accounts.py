@@ -114,6 +114,11 @@ def test_a_keys_life(shell: Shell) -> None:
     assert (one["name"], one["user"], one["limits"], one["models"], one["team"]) == ("bob", "bob", "default", "chat", "red")
     shell.type("keys", "change", id, "--expires", "never", "--models", "")
     assert (shell.json("keys", "list")[0]["expires"], shell.json("keys", "list")[0]["models"]) == ("-", "all")
+    shell.type("keys", "change", id, "--usage-on-finish", "yes", "--default-model", "chat")
+    assert "no model" in shell.refused("keys", "change", id, "--default-model", "chatt")
+    old = ("--usage-on-finish", "--default-model", "chat")
+    assert shell.json("keys", "new", "--name", "old", *old)["id"]
+    assert "no model" in shell.refused("keys", "new", "--name", "old", "--default-model", "chatt")
     assert "keys" in shell.refused("teams", "delete", "red")
     shell.type("keys", "revoke", id)
     assert "revoked" in shell.refused("keys", "change", id, "--name", "x")
