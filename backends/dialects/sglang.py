@@ -10,6 +10,7 @@ name tokens by id only, so they are not asked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -42,6 +43,7 @@ _LMDEPLOY = {
 }  # fmt: skip
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "parse_error": "stop"}
 _ABORTED = frozenset({"abort", "error", "cancelled"})
+_BARE = re.compile(rb'"error"\s*:\s*\{')
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -194,7 +196,7 @@ def _piece(record: _Record, place: int, data: bytes, job: GenerationRequest) -> 
     if record.text is None:
         said = failures.envelope(data)
         # SGLang's older releases name neither type nor code: only a refused request comes in this form.
-        bare = said.message and not (said.status or said.type or said.code)
+        bare = said.message and _BARE.search(data) and not (said.status or said.type or said.code)
         return msgspec.structs.replace(said, status=400) if bare else None
     meta = record.meta_info
     why = meta.finish_reason
