@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.cli import main
@@ -186,6 +186,7 @@ def test_the_command_writes_yaml_and_tells_the_rest(tmp_path, capsys):
     assert "no equivalent" in told.err and "no equivalent" in told.out
 
 
+@settings(deadline=None)
 @given(JSON, st.sampled_from(["model_path", "model_list", "models"]))
 def test_whatever_stands_in_a_file_nothing_breaks(value, key):
     entry = value if isinstance(value, dict) else {"cmd": value, "litellm_params": value}
