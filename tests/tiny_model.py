@@ -108,8 +108,8 @@ def _tokenizer(texts: list[str]) -> Any:
     bare.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     marks = [END, BEGIN_TURN, END_TURN, PAD]
-    # non-ASCII letters stay single bytes, so that one character takes several tokens
-    plain = [text.encode("ascii", "ignore").decode() for text in texts]
+    # non-ASCII letters stay single bytes, so that one character takes several tokens; a usual filler is one token
+    plain = [*(text.encode("ascii", "ignore").decode() for text in texts), "word word " * 20]
     bare.train_from_iterator(
         plain, trainers.BpeTrainer(vocab_size=512, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
     )

@@ -72,7 +72,7 @@ def house(
         },
     }
     with GatewayProcess(folder, tree) as gateway:
-        gateway.start()
+        gateway.start(timeout_s=180)
         yield House(gateway, peer)
 
 

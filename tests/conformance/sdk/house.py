@@ -67,5 +67,5 @@ def place(folder: Path) -> Iterator[Place]:
             },
         }
         with GatewayProcess(folder / "gateway", tree) as gateway:
-            gateway.start()
+            gateway.start(timeout_s=90)
             yield Place(gateway, upstream)
