@@ -1,4 +1,4 @@
-"""docs/backends.md: each block is a configuration that works as it stands, and nothing that can be configured is missing."""
+"""docs/backends.md and docs/scaling.md: each block is a sound configuration, and nothing that can be configured is missing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import yaml
 from backends.registry import DIALECTS, ENGINES, QUIRKS
 from gateway.config.loader import load
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs/backends.md").read_text()
-BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BLOCKS = re.findall(r"```yaml\n(.*?)```", "".join((DOCS / name).read_text() for name in ("backends.md", "scaling.md")), re.S)
+#: What a block refers to; any other name is a secret.
+ENVIRONMENT = {"REDIS_URL": "redis://10.0.0.31:6379/0", "LEDGER_URL": "postgresql+asyncpg://switchyard@10.0.0.51/switchyard"}
 #: What no user runs: the tests' own.
 NOT_SHOWN = {"scripted"}
 
@@ -21,7 +23,7 @@ NOT_SHOWN = {"scripted"}
 @pytest.mark.parametrize("block", BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
 def test_each_block_is_a_sound_configuration(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in re.findall(r"env:([A-Z_]+)", block):
-        monkeypatch.setenv(name, "a-secret-of-twenty-characters")
+        monkeypatch.setenv(name, ENVIRONMENT.get(name, "a-secret-of-more-than-thirty-two-characters"))
     file = tmp_path / "config.yaml"
     file.write_text(block.replace("/opt/vllm/bin/python", sys.executable))  # an interpreter that is there
     snapshot = load(file).snapshot
