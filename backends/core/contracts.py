@@ -18,7 +18,7 @@ from backends.core.request import Job, Prompt
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-class UpstreamRequest(msgspec.Struct, frozen=True):
+class UpstreamRequest(msgspec.Struct, frozen=True, gc=False):
     """What a dialect wants sent: no host and no credentials, the transport adds both.
 
     `path` is relative to the deployment's base_url and begins with "/".

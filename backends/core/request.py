@@ -37,7 +37,7 @@ class ToolCall(msgspec.Struct, frozen=True, gc=False):
     arguments: str
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One turn of a conversation."""
 
     role: Role
@@ -54,7 +54,7 @@ class Message(msgspec.Struct, frozen=True):
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
 
-class Tool(msgspec.Struct, frozen=True):
+class Tool(msgspec.Struct, frozen=True, gc=False):
     """A function that the model may call. `parameters` is a JSON schema as JSON bytes (never re-ordered)."""
 
     name: str
@@ -70,7 +70,7 @@ class ToolChoice(msgspec.Struct, frozen=True, gc=False):
     name: str = ""
 
 
-class Output(msgspec.Struct, frozen=True):
+class Output(msgspec.Struct, frozen=True, gc=False):
     """The form that the answer must take. `schema` is JSON bytes, `grammar` is GBNF."""
 
     kind: Literal["text", "json_object", "json_schema", "grammar"] = "text"
@@ -80,7 +80,7 @@ class Output(msgspec.Struct, frozen=True):
     grammar: str = ""
 
 
-class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+class Sampling(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How tokens are chosen. None: not stated by the client, left to the backend's default.
 
     `max_tokens` is the effective output cap per choice (the larger of `max_tokens` and `max_completion_tokens`, or
@@ -113,14 +113,14 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
         return values
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """A finished prompt: text, or token ids when `tokens` is not None. `bos`: the template has begun it already."""
 
     text: str = ""
     tokens: tuple[int, ...] | None = None
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, tag="generation"):
+class GenerationRequest(msgspec.Struct, frozen=True, gc=False, tag="generation"):
     """Generate text. A conversation has `messages`; a plain completion has `prompts`, never both.
 
     Choice numbers: `prompt_index * n + sample_index`; so there are max(1, len(prompts)) * n choices.
@@ -148,7 +148,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, tag="generation"):
         return (len(self.prompts) or 1) * self.n
 
 
-class EmbeddingRequest(msgspec.Struct, frozen=True, tag="embedding"):
+class EmbeddingRequest(msgspec.Struct, frozen=True, gc=False, tag="embedding"):
     """Embed each input. `dimensions`: None = the model's own width."""
 
     model: str

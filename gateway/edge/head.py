@@ -12,7 +12,7 @@ import msgspec
 from gateway.edge.limits import malformed, not_supported
 
 
-class Framing(msgspec.Struct, frozen=True):
+class Framing(msgspec.Struct, frozen=True, gc=False):
     """`expects`: the client waits for 100-continue before it sends its body of `length` bytes (None: not stated)."""
 
     expects: bool

@@ -31,7 +31,7 @@ _PICO_PER_NANO = 1000
 FOREVER_US = 2**63
 
 
-class Demand(msgspec.Struct, frozen=True):
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """What one request asks of the limits.
 
     `output_cap` is tokens per choice, the cap that the backend is told; 0 for work without output. `stated`: the

@@ -12,7 +12,7 @@ from backends.core.events import Event
 from backends.core.request import Job
 
 
-class Options(msgspec.Struct, frozen=True):
+class Options(msgspec.Struct, frozen=True, gc=False):
     """What the client wants of the answer's form, not of the work.
 
     `stated_cap`: the client stated an output cap itself. `echo`: completions repeat the prompt.
@@ -28,7 +28,7 @@ class Options(msgspec.Struct, frozen=True):
     encoding: str = "float"
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """A parsed request. `text_bytes` and `messages` size the prompt for the admission estimate.
 
     `text_bytes`: UTF-8 bytes of all prompt text, tools and schemas. `token_count`: prompt tokens given as ids.
@@ -47,7 +47,7 @@ class Call(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, options=msgspec.structs.replace(self.options, usage_on_finish=True))
 
 
-class Identity(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """What we mint once per answer and repeat on every chunk. `model` is the name that the client asked for."""
 
     id: str

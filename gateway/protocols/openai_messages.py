@@ -26,7 +26,7 @@ from gateway.protocols.openai_wire import (
 )
 
 
-class Conversation(msgspec.Struct):
+class Conversation(msgspec.Struct, gc=False):
     """Messages and the UTF-8 bytes of their text (images do not count)."""
 
     messages: tuple[Message, ...]

@@ -63,7 +63,7 @@ Metadata = Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_l
 MAX_SMALL_BYTES = 1 << 16
 
 
-class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Body(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     """What every client struct shares: unknown names are errors."""
 
 
