@@ -120,7 +120,6 @@ class Attempts:
                 self._held = await _peek(self._stream, record)
         except TimeoutError:
             failure = UpstreamTimeout("The model did not begin to answer in time.", detail=place.deployment.id)
-            record.begun = False  # whatever it began with, nothing came of it
         except GatewayError as error:  # a local engine refuses in its own words: BadRequest, Overloaded
             failure = blamed(error, self._tally.imposed_cap, self._tally.input_estimate)
         except BaseException as error:
@@ -148,6 +147,10 @@ class Attempts:
                 slot.release()
 
 
+#: What no server says of itself: its answer broke off, or was none.
+_BROKEN = frozenset({"truncated", "protocol", "timeout"})
+
+
 async def _peek(stream: Batches, record: AttemptRecord) -> Sequence[Event]:
     """Hold events until one carries content: a polite `Started` is no reason to give up the other deployments."""
     held: list[Event] = []
@@ -156,9 +159,8 @@ async def _peek(stream: Batches, record: AttemptRecord) -> Sequence[Event]:
         for event in batch:
             kind = type(event)
             if kind is Failure:
+                record.begun = len(held) > 1 and event.kind not in _BROKEN  # type: ignore[union-attr]
                 raise BackendError.of(event)  # type: ignore[arg-type]  # nothing was sent yet: free to fall back
-            if kind is Started:
-                record.begun = True
-            else:
+            if kind is not Started:
                 return held
     raise UpstreamTruncated("The model's answer was empty.")

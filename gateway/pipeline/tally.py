@@ -27,7 +27,7 @@ KEPT_BYTES = 1 << 20
 class AttemptRecord:
     """One try on one deployment. `error` None = it answered. Instants are monotonic µs.
 
-    `begun`: it had begun its answer, without content yet, when it failed.
+    `begun`: it had begun its answer, without content yet, and then told an error.
     """
 
     __slots__ = ("began_us", "begun", "deployment", "ended_us", "error")
