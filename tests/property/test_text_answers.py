@@ -17,11 +17,22 @@ from backends.registry import dialect
 
 PIECES = st.lists(st.text(st.sampled_from("abEND \N{BUG}\u2028"), max_size=5), min_size=1, max_size=6)
 STOPS = st.lists(st.sampled_from(["END", "E", "ba", "D a"]), max_size=2, unique=True)
-NAMES = ("tgi", "triton", "triton-whole", "sglang", "lmdeploy", "lightllm")
+NAMES = ("tgi", "triton", "triton-whole", "sglang", "lmdeploy", "lightllm", "llamacpp", "llamacpp_legacy", "ollama", "ffm")
 
 
 def sse(record: object) -> bytes:
     return b"data: " + json.dumps(record, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _ended(name: str, reason: str, count: int) -> dict[str, Any]:
+    """What a last record has beside its text."""
+    if name == "llamacpp":
+        return {"stop_type": {"stop": "eos", "length": "limit"}[reason], "tokens_evaluated": 3, "tokens_predicted": count}
+    if name == "llamacpp_legacy":
+        return {f"stopped_{'eos' if reason == 'stop' else 'limit'}": True, "tokens_evaluated": 3, "tokens_predicted": count}
+    if name == "ollama":
+        return {"done_reason": reason, "prompt_eval_count": 3, "eval_count": count}
+    return {"finish_reason": reason, "prompt_tokens": 3, "generated_tokens": count}
 
 
 def written(name: str, pieces: list[str], reason: str) -> tuple[bytes, bytes]:
@@ -40,16 +51,28 @@ def written(name: str, pieces: list[str], reason: str) -> tuple[bytes, bytes]:
         elif name == "lightllm":
             token = {"text": piece, "count_output_tokens": number, "prompt_tokens": 3}
             record = {"token": token, "finished": last, "finish_reason": reason if last else None}
+        elif name.startswith("llamacpp"):
+            record = {"content": piece, "stop": last, **(_ended(name, reason, count) if last else {})}
+        elif name == "ollama":
+            record = {"model": "m", "response": piece, "done": last, **(_ended(name, reason, count) if last else {})}
+        elif name == "ffm":
+            record = {"generated_text": piece, **(_ended(name, reason, count) if last else {"finish_reason": None})}
         else:
             why = {"type": reason} if last else None
             meta = {"finish_reason": why, "prompt_tokens": 3, "completion_tokens": number}
             record = {"text": so_far if name == "sglang" else piece, "meta_info": meta}
-        stream += sse(record)
+        stream += json.dumps(record).encode() + b"\n" if name == "ollama" else sse(record)
     if name == "tgi":
         whole: dict[str, Any] = {"generated_text": text}
         whole["details"] = {"finish_reason": reason, "generated_tokens": count, "input_length": 3}
     elif name.startswith("triton"):
         whole = {"text_output": text}
+    elif name.startswith("llamacpp"):
+        whole = {"content": text, "stop": True, **_ended(name, reason, count)}
+    elif name == "ollama":
+        whole = {"model": "m", "response": text, "done": True, **_ended(name, reason, count)}
+    elif name == "ffm":
+        whole = {"generated_text": text, **_ended(name, reason, count)}
     elif name == "lightllm":
         whole = {"generated_text": [text], "finish_reason": reason, "count_output_tokens": count, "prompt_tokens": 3}
     else:
