@@ -266,7 +266,8 @@ class Parts:
         self._retired.add(catalog.retired, self.open_requests.present())
         figures.prepare(self.metrics, snapshot)
         server = configuration.static.server
-        return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters)
+        ask = self._backends.prompt_tokens
+        return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters, ask)
 
     def _store(self) -> LimitStore:
         configuration = self.boot.configuration

@@ -9,6 +9,7 @@ from itertools import chain
 from backends import registry
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend, Dialect
+from backends.core.request import Job
 from backends.engines.client import EngineClient
 from backends.remote.adding import Adding, Headers
 from backends.remote.backend import RemoteBackend, Renderer
@@ -27,7 +28,7 @@ from backends.templates.families import family
 from backends.templates.jinja import ChatTemplate, Segment
 from gateway.boot import Boot
 from gateway.config.snapshot import EngineSpec
-from gateway.domain.route import Deployment
+from gateway.domain.route import Deployment, Route
 from gateway.pipeline.counting import Tokenizes, load_tokenizer
 from gateway.routing.catalog import Place
 from gateway.runtime.board import Board, LoadedFirst
@@ -57,6 +58,16 @@ class Backends:
             socket = str(self._boot.engine_socket(name))
             client = self._engines[name] = EngineClient(socket, self._boot.engine_token, name, worker=self._worker)
         return client
+
+    async def prompt_tokens(self, route: Route, job: Job) -> int | None:
+        """What the engines behind a route count in a job's prompts, the most of them; None where one does not say."""
+        found: list[int] = []
+        for name in sorted({one.engine for tier in route.tiers for one in tier}):
+            tokens = await self.engine(name).prompt_tokens(job)
+            if tokens is None:
+                return None
+            found.append(tokens)
+        return max(found, default=None)
 
     def build(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
         """The backend of a deployment and what it can do, the deployment's own corrections included."""

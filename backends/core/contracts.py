@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -130,3 +130,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class CountsPrompts(Protocol):
+    """An `Engine` that can say how many tokens a job's prompts have without running it."""
+
+    def prompt_tokens(self, job: Job) -> int:
+        """As its `Usage` would count them. From another thread than the engine's, while it computes.
+
+        Raises:
+            BadRequest and its like: it would refuse the job.
+        """

@@ -38,6 +38,7 @@ CONNECT_S: Final = 2.0
 #: request between two tries is refused, perhaps by the last worker that does not know yet that the engine is up.
 BACKOFF_S: Final = (0.02, 0.1)
 STATS_S: Final = 2.0
+COUNT_S: Final = 0.5
 
 
 class EngineClient:
@@ -99,6 +100,17 @@ class EngineClient:
         async with asyncio.timeout(STATS_S):
             return await link.stats()
 
+    async def prompt_tokens(self, job: Job) -> int | None:
+        """How many tokens the engine counts in a job's prompts; None where it is not up, cannot tell, or not in COUNT_S."""
+        link = self._link
+        if link is None or not link.up or link.ready is None or not link.ready.ready:
+            return None
+        try:
+            async with asyncio.timeout(COUNT_S):
+                return await link.count(job)
+        except (TimeoutError, BackendError, ipc.FrameError):
+            return None
+
     async def aclose(self) -> None:
         """Close the connection; the host cancels what is open."""
         if self._link is not None:
@@ -158,6 +170,7 @@ class _Link(asyncio.Protocol):
         self._greeting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._streams: dict[str, _Stream] = {}
         self._asked: dict[int, asyncio.Future[Mapping[str, object]]] = {}
+        self._counts: dict[int, asyncio.Future[int | None]] = {}
         self._numbers = itertools.count(1)
         self.ready: ipc.Ready | None = None
 
@@ -196,6 +209,16 @@ class _Link(asyncio.Protocol):
         finally:
             self._asked.pop(number, None)
 
+    async def count(self, job: Job) -> int | None:
+        number = next(self._numbers)
+        answer: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._counts[number] = answer
+        try:
+            self._write(ipc.Count(number, ipc.pack_job(job)))
+            return await answer
+        finally:
+            self._counts.pop(number, None)
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -215,6 +238,9 @@ class _Link(asyncio.Protocol):
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.crash()
+        for count in self._counts.values():
+            if not count.done():
+                count.set_result(None)
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(EngineCrashed("The model's engine stopped."))
@@ -239,6 +265,10 @@ class _Link(asyncio.Protocol):
                 self.ready = message
                 if not self._greeting.done():
                     self._greeting.set_result(None)
+            case ipc.Counted(number=number, tokens=tokens):
+                count = self._counts.get(number)
+                if count is not None and not count.done():
+                    count.set_result(tokens)
             case ipc.Stats(number=number, figures=figures):
                 answer = self._asked.get(number)
                 if answer is not None and not answer.done():

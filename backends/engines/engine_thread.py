@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from backends.core.contracts import Engine
+from backends.core.contracts import CountsPrompts, Engine
 from backends.core.events import Event
 from backends.core.request import Job
 from backends.engines.launch import EngineLaunch
@@ -78,6 +78,16 @@ class EngineThread:
     def figures(self, tell: Callable[[dict[str, object]], None]) -> None:
         """Have the engine's figures told."""
         self._give(lambda: tell(dict(self._loaded.describe())))
+
+    def prompt_tokens(self, job: Job) -> int | None:
+        """How many tokens a job's prompts have; None where the engine cannot tell. Not on its thread, which computes."""
+        engine = self._engine
+        if not isinstance(engine, CountsPrompts):
+            return None
+        try:
+            return engine.prompt_tokens(job)
+        except Exception:  # whatever it says to the job, it says when it is given it
+            return None
 
     def stop(self, wait_s: float) -> bool:
         """End after the current step. Whether it did within the time."""

@@ -18,6 +18,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ import msgspec
 
 from backends.core.errors import Overloaded, UpstreamOverloaded
 from backends.core.events import Failure
+from backends.core.request import Job
 from backends.core.usage import Usage
 from backends.engines import ipc
 from backends.engines.engine_thread import EngineThread, Stepped
@@ -43,6 +45,8 @@ MAX_CONNECTIONS: Final = 256
 STOP_S: Final = 2.0
 #: Jobs that one worker may have open.
 MAX_OPEN: Final = 4096
+#: Prompts that wait to be counted.
+MAX_COUNTING: Final = 64
 
 
 def log(event: str, **fields: object) -> None:
@@ -137,6 +141,8 @@ class Host:
         self._status = StatusPipe(launch.status_fd)
         self._taken = 0
         self._draining = False
+        self._counter = ThreadPoolExecutor(1, "counter")
+        self._counting = 0
 
     async def run(self) -> int:
         """Serve until stopped; the exit status."""
@@ -249,6 +255,23 @@ class Host:
                     self._engine.cancel(id)
             case ipc.AskStats(number=number):
                 self._tell_figures(connection, number)
+            case ipc.Count(number=number, job=job):
+                self._count(connection, number, ipc.unpack_job(job))
+
+    def _count(self, connection: Connection, number: int, job: Job) -> None:
+        """On a thread beside the loop and the engine, one at a time; who asks when many wait is told nothing."""
+        if not self._state.ready or self._counting >= MAX_COUNTING:
+            connection.send(ipc.Counted(number, None))
+            return
+        assert self._loop is not None
+        self._counting += 1
+        counted = self._loop.run_in_executor(self._counter, self._engine.prompt_tokens, job)
+
+        def tell(done: asyncio.Future[int | None]) -> None:
+            self._counting -= 1
+            connection.send(ipc.Counted(number, None if done.cancelled() else done.result()))
+
+        counted.add_done_callback(tell)
 
     def _submit(self, connection: Connection, message: ipc.Submit) -> None:
         if message.id in self._owners:

@@ -65,6 +65,13 @@ class AskStats(msgspec.Struct, frozen=True, gc=False, tag="ask_stats"):
     number: int
 
 
+class Count(msgspec.Struct, frozen=True, gc=False, tag="count"):
+    """Worker to host: how many tokens do this job's prompts have? Answered by `Counted` with the same number."""
+
+    number: int
+    job: bytes
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Host to worker: after `Hello`, and again when it changes.
 
@@ -111,8 +118,15 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     figures: dict[str, object]
 
 
-ToHost = Hello | Submit | Cancel | AskStats
-ToWorker = Ready | Refused | Events | Stats
+class Counted(msgspec.Struct, frozen=True, gc=False, tag="counted"):
+    """Host to worker: so many tokens; None = that cannot be told."""
+
+    number: int
+    tokens: int | None
+
+
+ToHost = Hello | Submit | Cancel | AskStats | Count
+ToWorker = Ready | Refused | Events | Stats | Counted
 
 _to_host = msgspec.msgpack.Decoder(ToHost)
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -125,9 +125,7 @@ class ScriptedEngine:
             return
         if len(self._waiting) + job.choices > self._queue + self._slots - len(self._running):
             raise Overloaded("The model's queue is full.", retry_after_ms=1000)
-        prompts = [_words(prompt) for prompt in job.prompts] or [
-            [word for message in job.messages for word in message.text.split()]
-        ]
+        prompts = _prompts(job)
         for prompt in prompts:
             if len(prompt) >= self.context:
                 raise ContextTooLong(
@@ -247,6 +245,11 @@ class ScriptedEngine:
             logprob = TokenLogprob(word, word.encode(), -0.25, tuple(top[: request.top_logprobs]))
         return seq.text.token(word.encode(), logprob)
 
+    def prompt_tokens(self, job: Job) -> int:
+        """As `CountsPrompts`."""
+        prompts = [_words(prompt) for prompt in job.inputs] if isinstance(job, EmbeddingRequest) else _prompts(job)
+        return sum(map(len, prompts))
+
     def _forget(self, job: _Running, how: str) -> None:
         del self._jobs[job.id]
         self._running = [seq for seq in self._running if seq.job is not job]
@@ -283,6 +286,10 @@ class ScriptedEngine:
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
+
+
+def _prompts(job: GenerationRequest) -> list[list[str]]:
+    return [_words(prompt) for prompt in job.prompts] or [[word for message in job.messages for word in message.text.split()]]
 
 
 def _words(prompt: Prompt) -> list[str]:

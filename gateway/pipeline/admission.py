@@ -19,8 +19,8 @@ from gateway.limits.rules import (
 )
 from gateway.limits.store import LimitExceeded, LimitsUnavailable, PeriodOver
 from gateway.pipeline.clock import monotonic_us
-from gateway.pipeline.counting import key_of
-from gateway.pipeline.estimate import input_bound, output_cap, with_cap, with_defaults
+from gateway.pipeline.counting import Counter, key_of
+from gateway.pipeline.estimate import all_local, input_bound, output_cap, with_cap, with_defaults
 from gateway.pipeline.house import House, View
 from gateway.pipeline.rows import opening_row
 from gateway.pipeline.tally import Tally
@@ -50,8 +50,9 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     plan = house.plans.of(principal, route)
     tally.counter = view.counters.get(key_of(route)) if route.tokenizer else None
     counter = tally.counter if plan.counts_tokens else None
-    tally.input_counted = counter is not None
-    tally.input_estimate = input_bound(call) if counter is None else await counter.bound(call)
+    counted = await _counted(view, route, call, counter) if plan.counts_tokens else None
+    tally.input_counted = counted is not None
+    tally.input_estimate = input_bound(call, route) if counted is None else counted
     if (job := with_defaults(call.job, route.defaults)) is not call.job:
         call = msgspec.structs.replace(call, job=job)
     demand = _demand(call, tally.input_estimate, _price(route, house) if plan.costs else _FREE)
@@ -78,6 +79,15 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
         call, demand = _capped(call, demand, left, tally)
         await _reserve(house, call, tally, plan, demand)
     return call
+
+
+async def _counted(view: View, route: Route, call: Call, counter: Counter | None) -> int | None:
+    """The prompt's tokens by the model's tokenizer or by its own engines; None = nobody can tell."""
+    if counter is not None:
+        return await counter.bound(call)
+    if view.ask_engines is None or not all_local(route):
+        return None
+    return await view.ask_engines(route, call.job)
 
 
 async def _reserve(house: House, call: Call, tally: Tally, plan: LimitPlan, demand: Demand) -> None:

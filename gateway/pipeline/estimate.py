@@ -13,15 +13,31 @@ import msgspec
 from backends.core.request import GenerationRequest, Job, Sampling
 from backends.core.usage import Usage
 from gateway.domain.principal import LimitSpec
+from gateway.domain.route import Route
 from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, largest_output
 from gateway.pipeline.counting import PER_IMAGE, images
 from gateway.protocols.contract import Call
 
 _TOKENS_PER_MESSAGE = 8
+#: What a chat template adds at the most that was seen: to the whole (a system prompt of its own), around each message.
+_TEMPLATE_TOKENS, _MOST_PER_MESSAGE = 512, 64
 
 
-def input_bound(call: Call) -> int:
-    """An upper estimate of the prompt's tokens."""
+def all_local(route: Route) -> bool:
+    """Whether engines of this gateway alone serve a route."""
+    return all(one.engine for tier in route.tiers for one in tier)
+
+
+def input_bound(call: Call, route: Route | None = None) -> int:
+    """An upper estimate of the prompt's tokens.
+
+    Of a route that local engines serve alone it is never too low: a token is one byte of text at least, and what their
+    context does not hold they refuse.
+    """
+    if route is not None and route.context and all_local(route):
+        alone = isinstance(call.job, GenerationRequest) and not call.job.prompts
+        held = route.context - 1 if alone else route.context * max(call.items, 1)
+        return min(held, call.text_bytes + call.token_count + _TEMPLATE_TOKENS + _MOST_PER_MESSAGE * call.items)
     bound = max(-(-call.text_bytes // 2), 1) + call.token_count + _TOKENS_PER_MESSAGE * call.items
     job = call.job
     return bound + PER_IMAGE * images(job.messages) if isinstance(job, GenerationRequest) and job.messages else bound

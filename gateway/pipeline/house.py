@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
+from backends.core.request import Job
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import Principal
+from gateway.domain.route import Route
 from gateway.domain.settlement import RuleState
 from gateway.gate.protocol import Gate
 from gateway.limits.plans import Plans
@@ -36,6 +38,9 @@ class View(msgspec.Struct, frozen=True):
     max_wait_s: float = 30.0
     counters: Mapping[str, Counter] = {}
     """Prompt counters by `counting.key_of` of a route."""
+
+    ask_engines: Callable[[Route, Job], Awaitable[int | None]] | None = None
+    """What the engines behind a route count in a job's prompts; None = they cannot tell, or do not serve it alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

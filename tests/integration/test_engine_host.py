@@ -17,7 +17,7 @@ import pytest
 
 from backends.core.errors import EngineCrashed, UpstreamOverloaded, UpstreamUnavailable
 from backends.core.events import Failure, Started
-from backends.core.request import GenerationRequest, Prompt, Sampling
+from backends.core.request import GenerationRequest, Message, Prompt, Sampling, Text
 from backends.core.usage import Usage
 from backends.engines import ipc
 from backends.engines.client import MAX_BATCHES, EngineClient
@@ -68,6 +68,28 @@ async def test_kill_9_before_and_after_the_first_event_then_a_restart() -> None:
         host.restart()
         await up(client)
         assert isinstance((await events(client, job()))[-1], Usage)
+
+
+async def test_a_prompt_is_counted_without_running_it_and_nobody_waits_for_a_host_that_is_not_up() -> None:
+    async with running("scripted") as (host, client):
+        counts = await asyncio.gather(*(client.prompt_tokens(job(text="a " * n)) for n in range(1, 30)))
+        assert counts == list(range(1, 30))
+        assert await client.prompt_tokens(GenerationRequest("m", (Message("user", (Text("one two"),)),))) == 2
+        host.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert await client.prompt_tokens(job()) is None
+        assert time.monotonic() - began < 5
+        host.process.send_signal(signal.SIGCONT)
+        host.process.kill()
+        await gone_client(client)
+        assert await client.prompt_tokens(job()) is None
+
+
+async def gone_client(client: EngineClient) -> None:
+    """Until the client knows that its host is gone."""
+    async with asyncio.timeout(5):
+        while await client.prompt_tokens(job()) is not None:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_loading_engine_says_so() -> None:

@@ -426,3 +426,25 @@ async def test_who_begins_while_another_reads_the_same_waits_for_it_and_shares()
         read = sum(line["prefill"] for line in host.lines("step"))
         assert read < prompt + 4 * 24, "read once, and four ends"
         assert sorted(one[-1].cached_input_tokens > prompt / 2 for one in got) == [False, True, True, True]  # type: ignore[union-attr]
+
+
+async def test_it_counts_prompts_as_its_usage_does_while_it_computes(engine: EngineClient) -> None:
+    asked = [
+        chat("What is the capital city of France?"),
+        chat("<|im_end|> spelled, and ünïcode 敏捷 " * 20),
+        GenerationRequest("chat", prompts=(Prompt("Once upon a time"), Prompt("", (1, 2, 3))), sampling=Sampling(max_tokens=2)),
+    ]
+    async with engine.open(chat("Tell me a very long story about every number.", max_tokens=300)) as running_:
+        await anext(running_)
+        counts = [await engine.prompt_tokens(job) for job in asked]
+    for job, count in zip(asked, counts, strict=True):
+        assert count == usage(await events(engine, msgspec.structs.replace(job, sampling=Sampling(max_tokens=1)))).input_tokens
+    assert await engine.prompt_tokens(chat("word " * 5000)) is None, "it would be refused"
+    assert await engine.prompt_tokens(EmbeddingRequest("m", (Prompt("x"),))) is None
+
+
+async def test_an_embedder_counts_its_inputs_as_its_usage_does() -> None:
+    async with running("llamacpp", embed_gguf(), slots=2, context=256, options={"embedding": True}) as (_, client):
+        job = EmbeddingRequest("m", (Prompt("one"), Prompt("two and three, 敏捷"), Prompt("", (5, 6, 7))))
+        assert await client.prompt_tokens(job) == usage(await events(client, job)).input_tokens
+        assert await client.prompt_tokens(chat("hi")) is None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 
 from backends.core.errors import Draining, GatewayError, Overloaded, UpstreamRejected, UpstreamTruncated, UpstreamUnavailable
@@ -398,6 +399,27 @@ async def test_a_model_with_a_tokenizer_has_its_prompts_counted_where_a_limit_as
     free.count_with(counter)
     await run(free)
     assert counter.asked == 1
+
+
+async def test_a_model_of_local_engines_has_its_prompts_counted_by_them():
+    told: list[int | None] = [5, None]
+
+    async def ask(route, job):
+        assert route.name == "m"
+        return told.pop(0)
+
+    local = (Deployment("d", "up-d", engine="e"), FakeBackend(*HELLO))
+    house = FakeHouse([[local]], TPM, context=100)
+    house.view = msgspec.structs.replace(house.view, ask_engines=ask)
+    for prompt in (5, 99):  # what it says; else no more than its context holds
+        await run(house, cap=20)
+        ((_, (rule,)),) = house.store.admitted[-1:]
+        assert rule.cost == prompt + 20
+        assert house.seen[-1].input_counted is (prompt == 5)
+    remote = FakeHouse([[local], [place(*HELLO, id="r")]], TPM, context=100)
+    remote.view = msgspec.structs.replace(remote.view, ask_engines=ask)
+    await run(remote, cap=20)
+    assert told == [], "not asked where a server may answer too"
 
 
 async def test_a_cut_answer_is_counted_with_the_models_tokenizer_and_a_long_one_in_its_own_time():

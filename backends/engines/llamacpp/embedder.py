@@ -81,6 +81,12 @@ class LlamaEmbedder:
             raise
         self._journal.job("submit", id)
 
+    def prompt_tokens(self, job: Job) -> int:
+        """As `CountsPrompts`: the vocabulary is read only."""
+        if not isinstance(job, EmbeddingRequest):
+            raise BadRequest("This model makes embeddings, not text.", param="model")
+        return sum(len(self._tokens(one)) for one in job.inputs)
+
     def _take(self, job: Job, id: str) -> None:
         if not isinstance(job, EmbeddingRequest):
             raise BadRequest("This model makes embeddings, not text.", param="model")

@@ -100,6 +100,12 @@ class LlamaCppEngine:
             raise
         self._journal.job("submit", id)
 
+    def prompt_tokens(self, job: Job) -> int:
+        """As `CountsPrompts`: the vocabulary is read only."""
+        if isinstance(job, EmbeddingRequest):
+            raise BadRequest("This model makes text, not embeddings.", param="model")
+        return sum(map(len, self._prompts.of(job)))
+
     def cancel(self, id: str) -> None:
         """Forget a job; as `Engine`."""
         job = self._jobs.get(id)
