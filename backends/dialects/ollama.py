@@ -192,6 +192,8 @@ def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | N
     if record.done and not record.done_reason:
         return failures.Envelope("done without a reason: the runner went away", "incomplete_generation")
     message = record.message or _Message(record.response, record.thinking)
+    if message.content and not (record.done or message.thinking or message.tool_calls or record.logprobs):
+        return [Piece(message.content, model=record.model)]  # nearly all lines
     return [
         Piece(
             message.content or "",

@@ -148,6 +148,8 @@ class TextDecoder(AnswerDecoder):
         self._choices: dict[int, _Choice] = {}
         self._ids = CallIds()
         self._nothing_ran = False
+        #: Text needs no second look before its choice's end.
+        self._plain = not (form.cumulative or form.ends or job.sampling.stop)
 
     def _stopped(self, out: list[Event], *, inside: bool) -> None:
         if self._form.terminator == "close" and not inside:
@@ -206,26 +208,18 @@ class TextDecoder(AnswerDecoder):
             self._fail(failures.protocol("not a record", data), out)
 
     def _piece(self, piece: Piece, out: list[Event]) -> None:
-        if not 0 <= piece.choice < self._job.choices:
-            self._fail(failures.protocol(f"choice {piece.choice} of {self._job.choices}"), out)
-            return
-        if not self._started:
-            self._started = True
-            out.append(Started(piece.model))
         choice = self._choices.get(piece.choice)
         if choice is None:
-            choice = self._open(piece.choice)
+            choice = self._first(piece, out)
+            if choice is None:
+                return
         if choice.finished:
             return
-        choice.events += 1
-        choice.texts += bool(piece.text)
-        if piece.output_tokens:
-            choice.told += 1
-            choice.sum_told += piece.output_tokens
-            choice.rising = choice.rising and piece.output_tokens >= choice.output_tokens
-        choice.input_tokens = piece.input_tokens or choice.input_tokens
-        choice.output_tokens = piece.output_tokens or choice.output_tokens
-        choice.cached_tokens = piece.cached_tokens or choice.cached_tokens
+        self._count(choice, piece)
+        if self._plain and piece.text and not (piece.finished or piece.logprobs or piece.reasoning or piece.calls):
+            self._begun = True  # nearly all records of nearly all answers
+            out.append(TextDelta(piece.text, choice.index))
+            return
         tokens = piece.logprobs
         if piece.all_logprobs:
             tokens, choice.logprobs = tokens[choice.logprobs :], len(tokens)
@@ -242,13 +236,38 @@ class TextDecoder(AnswerDecoder):
             self._begun = True
             if one := choice.calls.feed(None, call.id, call.name, call.arguments, whole=True):
                 out.append(one)
-        if piece.nothing_ran:
-            self._nothing_ran = True
         if piece.finished:
+            self._nothing_ran = self._nothing_ran or piece.nothing_ran
             self._finish(choice, piece.reason, out)
             ready = self._form.terminator == "finish" and len(self._choices) == self._job.choices
             if ready and all(one.finished for one in self._choices.values()):
                 self._end(out)
+
+    @staticmethod
+    def _count(choice: _Choice, piece: Piece) -> None:
+        """Keep what a record tells of its counts."""
+        choice.events += 1
+        if piece.text:
+            choice.texts += 1
+        if piece.output_tokens:
+            choice.told += 1
+            choice.sum_told += piece.output_tokens
+            choice.rising = choice.rising and piece.output_tokens >= choice.output_tokens
+            choice.output_tokens = piece.output_tokens
+        if piece.input_tokens:
+            choice.input_tokens = piece.input_tokens
+        if piece.cached_tokens:
+            choice.cached_tokens = piece.cached_tokens
+
+    def _first(self, piece: Piece, out: list[Event]) -> _Choice | None:
+        """The choice that a record is the first of."""
+        if not 0 <= piece.choice < self._job.choices:
+            self._fail(failures.protocol(f"choice {piece.choice} of {self._job.choices}"), out)
+            return None
+        if not self._started:
+            self._started = True
+            out.append(Started(piece.model))
+        return self._open(piece.choice)
 
     def _open(self, index: int) -> _Choice:
         stops = (*self._job.sampling.stop, *self._form.ends)
