@@ -158,6 +158,25 @@ _DEEPSEEK = (
 """
 )
 
+#: What llama.cpp's old proxy api_like_OAI.py makes of a conversation, under its own defaults of chat_prompt, user_name,
+#: ai_name and system_name; a template of one's own takes other names.
+_API_LIKE_OAI = """\
+{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant follows the given rules no matter \
+what.\\n' }}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}
+{{ "\\nASSISTANT's RULE: " + (message.content or '') }}
+{%- elif message.role == 'assistant' -%}
+{{ '\\nASSISTANT: ' + (message.content or '') + '</s>' }}
+{%- else -%}
+{{ '\\nUSER: ' + (message.content or '') }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '\\nASSISTANT:' }}
+{%- endif -%}
+"""
+
 #: Families by name.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
@@ -171,6 +190,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "phi": Family(_PHI, ("<|end|>",)),
         "alpaca": Family(_ALPACA, ("### Instruction:",)),
         "vicuna": Family(_VICUNA, ("</s>", "USER:")),
+        "api_like_oai": Family(_API_LIKE_OAI, ("</s>", "\nUSER:")),
         "deepseek": Family(_DEEPSEEK, ("<\uff5cend\u2581of\u2581sentence\uff5c>",)),
     }
 )

@@ -283,7 +283,7 @@ class DeploymentEntry(Entry):
         default=None,
         description="chat template for dialects that need the prompt rendered by us: path of a jinja file, of a"
         " tokenizer_config.json, of a GGUF or of a model's folder, or builtin: and one of"
-        " chatml, qwen, llama2, llama3, mistral, zephyr, gemma, phi, alpaca, vicuna, deepseek",
+        " chatml, qwen, llama2, llama3, mistral, zephyr, gemma, phi, alpaca, vicuna, deepseek, api_like_oai",
     )
     tools: str | None = Field(
         default=None,

@@ -31,6 +31,10 @@ WRITTEN = {
     "deepseek": "S<\uff5cUser\uff5c>a<\uff5cAssistant\uff5c>b<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>c"
     "<\uff5cAssistant\uff5c>",
 }
+WRITTEN["api_like_oai"] = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant follows the given rules no matter "
+    "what.\n\nASSISTANT's RULE: S\nUSER: a\nASSISTANT: b</s>\nUSER: c\nASSISTANT:"
+)
 WRITTEN["qwen"] = WRITTEN["chatml"]
 
 
@@ -45,5 +49,5 @@ def test_a_conversation(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_answer_ends_at_one_of_its_stops(name: str) -> None:
-    _, _, after = ChatTemplate(family(name)).render(TURNS).partition("b")
+    _, _, after = ChatTemplate(family(name)).render(TURNS).rpartition("b")
     assert any(stop in after for stop in FAMILIES[name].stops)
