@@ -4,7 +4,7 @@ Source: ollama docs/api.md, api/types.go, server/routes.go at fb30760 (2026-08-2
 
 Known limits: tool calls come whole, sometimes without ids, and `done_reason` stays `stop`; `prompt_eval_count` is
 absent when the prompt was cached whole (then the gateway counts); one prompt and one choice a request; images as
-`data:` URLs only; a forced tool is not known.
+`data:` URLs only; a forced tool is not known; releases before the end of 2025 ignore `logprobs` (take the capability away).
 """
 
 from __future__ import annotations
