@@ -46,6 +46,7 @@ from gateway.config.loader import load
 from gateway.config.problems import ConfigError
 from gateway.config.settings import Configuration
 from gateway.config.shown_limits import limit_text
+from gateway.config.templates import try_templates
 from gateway.config.validation import suggestion
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def _keys_new(parser: argparse.ArgumentParser) -> None:
 
 def _serve(chosen: argparse.Namespace) -> int:
     found = configuration(chosen)
+    try_templates(found.snapshot, found.file)
     from gateway.app import serve
 
     return serve(found)
@@ -150,6 +152,7 @@ def _serve(chosen: argparse.Namespace) -> int:
 def _check(chosen: argparse.Namespace) -> int:
     found = load(chosen.file)
     snapshot = found.snapshot
+    try_templates(snapshot, found.file)
     unfit = []
     if found.redis_url is not None:
         from gateway.limits.suitability import examined
@@ -188,7 +191,9 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
     from gateway.doctor import chosen_caps, examine
 
-    snapshot = configuration(chosen).snapshot
+    found = configuration(chosen)
+    snapshot = found.snapshot
+    try_templates(snapshot, found.file)
     known = snapshot.deployments
     for name in chosen.deployments:
         if name not in known:

@@ -24,7 +24,6 @@ from gateway.config.secrets import BadReference, is_reference, resolve_reference
 from gateway.config.settings import Configuration
 from gateway.config.snapshot import Snapshot
 from gateway.config.static import ENV_PREFIX, Static
-from gateway.config.templates import try_templates
 from gateway.config.validation import problems_of, suggestion
 
 #: Keys whose value is a secret: in the file only as a reference. A URL may stand there as long as it has no password.
@@ -42,14 +41,12 @@ MAX_RUN_DIR_BYTES = 61
 
 
 def load(path: Path) -> Configuration:
-    """The configuration of a file, its chat templates tried.
+    """The configuration of a file. Its chat templates are not tried (`gateway.config.templates`).
 
     Raises:
         ConfigError: it cannot be read or used; every problem is in it.
     """
-    found = parse(read_bytes(path), path)
-    try_templates(found.snapshot, path)
-    return found
+    return parse(read_bytes(path), path)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,8 +7,10 @@ import yaml
 
 from backends.templates.families import FAMILIES
 from backends.templates.probe import examine
+from gateway.cli import main
 from gateway.config.loader import load
 from gateway.config.problems import ConfigError
+from gateway.config.templates import sources, try_templates
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -39,7 +41,10 @@ def test_a_configuration_with_a_bad_template_names_the_deployment(tmp_path: Path
     (tmp_path / "bad.jinja").write_text("{{ raise_exception('never') }}")
     place = {"dialect": "tgi", "base_url": "http://127.0.0.1:9", "model": "m", "template": "bad.jinja"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"deployments": {"d": place}, "models": {"m": {"tiers": [["d"]]}}}))
+    found = load(tmp_path / "config.yaml")
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path / "config.yaml")
+        try_templates(found.snapshot, found.file)
+    try_templates(found.snapshot, found.file, {source for _, source in sources(found.snapshot)})  # tried before
+    assert main(["check", str(tmp_path / "config.yaml")]) != 0
     assert "deployments.d.template" in str(caught.value)
     assert "probe conversations" in str(caught.value)
