@@ -20,6 +20,7 @@ from backends.engines.choice import ChoiceText
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
 from backends.engines.llamacpp import work
+from backends.engines.llamacpp.adapters import NONE, Adapters
 from backends.engines.llamacpp.context import ABORTED, NO_ROOM, Context
 from backends.engines.llamacpp.embedder import LlamaEmbedder
 from backends.engines.llamacpp.logprobs import token_logprob
@@ -76,6 +77,8 @@ class LlamaCppEngine:
             rows=options.batch,
             threads=options.thread_count(),
         )
+        self._adapters = Adapters(self._model, options.lora)
+        self._adapter = NONE
         self._parts = self._model.partial_memory()
         self._reuse = options.prefix_cache and self._parts
         self._slots = Slots(launch.slots)
@@ -134,11 +137,11 @@ class LlamaCppEngine:
         """One llama_decode and what it brings; as `Engine`."""
         began = time.monotonic()
         self._admit()
-        prefilling = sum(sequence.prefilling for sequence in self._running)
-        budget = self._pace.budget(len(self._running) - prefilling, prefilling)
-        planned, by_slot = self._plan(budget)
+        self._adapter = work.whose_turn(self._running, self._adapter)
+        planned, by_slot = self._plan([sequence for sequence in self._running if sequence.job.adapter == self._adapter])
         if not planned.rows:
             return ()
+        self._adapters.apply(self._context.handle, self._adapter)
         self._fill(planned, by_slot)
         self._may_halt = bool(planned.prefill) and not self._halted
         called = time.monotonic()
@@ -163,6 +166,7 @@ class LlamaCppEngine:
             "slots": self._slot_count,
             "capabilities": sorted(CAPABILITIES | ({"chat"} if self._prompts.chats else set())),
             "prompt_tail": self._prompts.tail,
+            "lora": self._adapters.names,
             "running": len(self._running),
             "queued": len(self._waiting),
             "steps": self._steps,
@@ -194,7 +198,7 @@ class LlamaCppEngine:
             raise Overloaded("The model's queue is full.", retry_after_ms=self._retry_ms())
         prompts = self._prompts.of(job)
         grammar = grammar_of(job.output)
-        running = work.Running(id, job, sum(map(len, prompts)))
+        running = work.Running(id, job, sum(map(len, prompts)), self._adapters.named(job.model))
         seed = int.from_bytes(os.urandom(4)) if job.sampling.seed is None else job.sampling.seed
         try:
             for index in range(job.choices):
@@ -221,7 +225,7 @@ class LlamaCppEngine:
             reuse = self._reuse and sequence.job.request.sampling.seed is None
             if self._parts:
                 sequence.source, sequence.shares = work.source_of(sequence, self._running, others=reuse)
-            found = self._slots.take(sequence.tokens, reuse, beyond=sequence.shares)
+            found = self._slots.take(sequence.tokens, reuse, beyond=sequence.shares, adapter=sequence.job.adapter)
             assert found is not None, "a slot is free"
             sequence.slot, kept = found
             if kept:
@@ -236,11 +240,13 @@ class LlamaCppEngine:
 
     # one step
 
-    def _plan(self, budget: int) -> tuple[Step, dict[int, work.Sequence]]:
-        by_slot = {sequence.slot: sequence for sequence in self._running}
-        decoding = [sequence.slot for sequence in self._running if not sequence.prefilling]
+    def _plan(self, running: Sequence[work.Sequence]) -> tuple[Step, dict[int, work.Sequence]]:
+        """The next step of sequences of one adapter."""
+        by_slot = {sequence.slot: sequence for sequence in running}
+        decoding = [sequence.slot for sequence in running if not sequence.prefilling]
+        budget = self._pace.budget(len(decoding), len(running) - len(decoding))
         prefilling: list[tuple[int, int]] = []
-        for sequence in self._running:
+        for sequence in running:
             if sequence.follows:
                 self._take_over(sequence)
             if sequence.prefilling and not sequence.follows:
@@ -367,7 +373,7 @@ class LlamaCppEngine:
             if not self._reuse:
                 self._context.cut(sequence.slot, 0)
                 held = []
-            self._slots.give(sequence.slot, held)
+            self._slots.give(sequence.slot, held, sequence.job.adapter)
             sequence.slot = -1
 
     def _write(self, planned: Step, by_slot: Mapping[int, work.Sequence], step_s: float, model_s: float) -> None:

@@ -15,13 +15,12 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a `llamacpp` engine.
 
     `embedding`: make vectors instead of text. `threads`: of computation, None = all cores but one, one for an
-    embedder. `batch`: tokens of one step; a longer
-    prompt is read in pieces of it. `beside`: prompt tokens of a step
-    at most while others decode. `stretch`: how many times as long as without prompts such a step may take.
+    embedder. `batch`: tokens of one step; a longer prompt is read in pieces of it. `beside`: prompt tokens of a step at
+    most while others decode. `stretch`: how many times as long as without prompts such a step may take.
     `gpu_layers`: -1 = all. `prefix_cache`: keep a finished request's memory for one that begins the same; a request
     that states a seed never uses it, so that it gets the same batches again. `pooling`: for an embedder whose file
-    does not say. `template`: the source of a chat template, "" = the model's own. `shown`: control tokens whose text is
-    part of an answer. `step_log`, `log`: files for the journal.
+    does not say. `template`: the source of a chat template, "" = the model's own. `lora`: adapter files by name.
+    `shown`: control tokens whose text is part of an answer. `step_log`, `log`: files for the journal.
     """
 
     embedding: bool = False
@@ -35,6 +34,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pooling: str | None = None
     shown: tuple[str, ...] = ()
     template: str = ""
+    lora: dict[str, str] = {}
     step_log: str | None = None
     log: str | None = None
 

@@ -51,9 +51,10 @@ class Sequence:
 class Running:
     """One job: its unfinished sequences and what its usage will be."""
 
-    def __init__(self, id: str, request: GenerationRequest, input_tokens: int) -> None:
+    def __init__(self, id: str, request: GenerationRequest, input_tokens: int, adapter: str = "") -> None:
         self.id = id
         self.request = request
+        self.adapter = adapter
         self.open: list[Sequence] = []
         self.input_tokens = input_tokens
         self.cached = [0] * max(1, len(request.prompts))
@@ -89,9 +90,16 @@ def source_of(sequence: Sequence, running: Iterable[Sequence], *, others: bool) 
     length = 0
     for other in running:
         brother = other.job is sequence.job and other.prompt_index == sequence.prompt_index
-        if not brother and not others:
+        if (not brother and not others) or other.job.adapter != sequence.job.adapter:
             continue
         common = min(shared(other.tokens, sequence.tokens), len(sequence.tokens) - 1)
         if common > length and (brother or common >= WORTH):
             best, length = other, common
     return best, length
+
+
+def whose_turn(running: Iterable[Sequence], last: str) -> str:
+    """The adapter of the next step: those of the running sequences take turns, in the order of their names."""
+    present = sorted({sequence.job.adapter for sequence in running})
+    later = [name for name in present if name > last]
+    return (later or present or [""])[0]
