@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 INSTALL := $(PYTHON) -m deploy.bootstrap.install
 
-.PHONY: soak run python install install-test test test-engines test-deploy fmt lint type bench clean
+.PHONY: soak run python install install-test test test-engines test-deploy fmt lint type bench bench-engines clean
 
 run: install
 	@exec $(VENV_PYTHON) -m gateway serve
@@ -47,6 +47,10 @@ bench: install-test
 SECONDS ?= 600
 soak: install-test
 	@$(VENV_PYTHON) -m tests.soak --seconds $(SECONDS) --out docs/soak
+
+# llama.cpp's own server is a binary that you name: make bench-engines LLAMA_SERVER=/path/to/llama-server
+bench-engines: install-test
+	@$(VENV_PYTHON) -m tests.bench.engines --long $(if $(LLAMA_SERVER),--server $(LLAMA_SERVER))
 
 clean:
 	rm -rf .venv .build

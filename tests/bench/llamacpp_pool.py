@@ -41,7 +41,8 @@ CONTEXT = 512
 XLLAMACPP = """
 import sys, time, xllamacpp as x
 p = x.CommonParams()
-p.model.path, p.n_parallel, p.n_ctx, p.port = sys.argv[1], 8, int(sys.argv[4]) * 8, int(sys.argv[3])
+slots = int(sys.argv[5])
+p.model.path, p.n_parallel, p.n_ctx, p.port = sys.argv[1], slots, int(sys.argv[4]) * slots, int(sys.argv[3])
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[2])
 s = x.Server(p)
 sys.stdin.read()
@@ -125,17 +126,33 @@ def line(parallel: int, rounds: dict[str, list[Round]]) -> str:
     return "  ".join(parts)
 
 
-def start_server(args: argparse.Namespace, gguf: str) -> tuple[subprocess.Popen[bytes], str]:
-    """llama.cpp's own server in a child process, and its address."""
+def start_server(
+    args: argparse.Namespace, gguf: str, slots: int = 8, context: int = CONTEXT
+) -> tuple[subprocess.Popen[bytes], str]:
+    """llama.cpp's own server in a child process, and its address. `context`: tokens of one slot."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = str(args.threads)
     if args.server:
-        argv = [args.server, "-m", gguf, "--port", str(port), "-np", "8", "-c", str(CONTEXT * 8), "-t", threads, "-tb", threads]
+        argv = [
+            args.server,
+            "-m",
+            gguf,
+            "--port",
+            str(port),
+            "-np",
+            str(slots),
+            "-c",
+            str(context * slots),
+            "-t",
+            threads,
+            "-tb",
+            threads,
+        ]
         argv += ["--no-ui"]
     else:
-        argv = [sys.executable, "-c", XLLAMACPP, gguf, threads, str(port), str(CONTEXT)]
+        argv = [sys.executable, "-c", XLLAMACPP, gguf, threads, str(port), str(context), str(slots)]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet), f"http://127.0.0.1:{port}"
 
