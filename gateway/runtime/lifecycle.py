@@ -190,9 +190,9 @@ class Lifecycle:
         return effects + self._give_room(now)
 
     def patience(self) -> float:
-        """Seconds until `look` has something to see at the latest."""
-        busy = self._queue or any(one.state in ("loading", "draining", "failed") for one in self._all.values())
-        return 0.1 if busy else 0.5
+        """Seconds until `look` has something to see at the latest; hosts that speak or end wake us sooner."""
+        soon = self._queue or any(one.state == "failed" and one.wanted for one in self._all.values())
+        return 0.1 if soon else 0.5
 
     def _watch(self, one: _Kept, now: float) -> list[Effect]:
         """Whether its process hangs."""

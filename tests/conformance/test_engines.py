@@ -231,7 +231,7 @@ async def test_an_answer_keeps_to_a_schema(engine: EngineClient, case: EngineCas
     job = msgspec.structs.replace(chat(max_tokens=60, ignore_eos=None), output=output)
     found = msgspec.json.decode(text(await events(engine, job)))
     assert found["colour"] in ("red", "green")
-    assert type(found["count"]) is int
+    assert found["count"] in range(10)
     assert set(found) == {"colour", "count"}
 
 

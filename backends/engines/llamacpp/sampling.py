@@ -21,6 +21,7 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from backends.core.errors import BadRequest
 from backends.core.request import Output, Sampling
 from backends.engines.llamacpp.model import Model, complaints
+from backends.engines.llamacpp.schemas import with_bounds
 
 #: Bytes of a schema or grammar that a request may bring.
 MAX_GRAMMAR = 64 << 10
@@ -52,7 +53,7 @@ def grammar_of(output: Output) -> str | None:
     if len(schema) > MAX_GRAMMAR:
         raise BadRequest(f"The schema is larger than {MAX_GRAMMAR} bytes.", param="response_format")
     try:
-        text = str(json_schema_to_gbnf(json.dumps(json.loads(schema))))
+        text = str(json_schema_to_gbnf(json.dumps(with_bounds(json.loads(schema)))))
     except Exception as error:  # the converter raises all kinds on what it does not know
         raise BadRequest(
             "The schema uses what this model's engine cannot express.",
