@@ -53,15 +53,15 @@ for i = 1, n do
 end
 if poisoned then return redis.error_reply('SYPOISON a counter holds what no script wrote') end
 
-local out
+local out, last = nil, 5
 if refused > 0 then
   out = {0, now, config, refused - 1, ceil(retry_us / 1000)}
 else
-  local record = {now, n}
+  local record = {now, n, 0, 0, 0, 0, 0, 0, 0, 0}  -- a table that has room need not grow
   for i = 1, n do
     record[2 * i + 1], record[2 * i + 2] = known[i].k or 0, given[4 * i + 2]
   end
-  local head = pack('<' .. string.rep('d', 2 + 2 * n), unpack(record))
+  local head = pack('<' .. string.rep('d', 2 + 2 * n), unpack(record, 1, 2 + 2 * n))
   if not call('SET', KEYS[1], '0000000000000000' .. head .. ARGV[3], 'NX', 'PX', RECORD_TTL_MS) then return {-2, now} end
   local expires = fmt('%d', -(now + lease_us))
   local live = try('ZADD', KEYS[2], expires, id)
@@ -91,9 +91,8 @@ else
       r.s = r.s + 1
     end
   end
-  out = {1, now, epoch, config}
+  out, last = {1, now, epoch, config, nil, nil, nil, nil, nil, nil, nil, nil}, 4
 end
-local last = #out
 for i = 1, n do
   local r, kind, reset = known[i], given[4 * i - 1], 0
   if r.s > 0 then

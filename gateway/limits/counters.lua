@@ -25,14 +25,16 @@ local SLOT_RETRY_US = 1000000
 local ceil, max, tonumber, try, pack = math.ceil, math.max, tonumber, redis.pcall, struct.pack
 local min, fmt, floor, call, read, poisoned = math.min, string.format, math.floor, redis.call, struct.unpack, false
 
--- an amount that we can have written; NaN is none
-local function amount(x) return x >= 0 and x <= MAX and x % 1 == 0 end
+-- numbers of a rate that we can have written; what is no number, or none that ends, is none
+local function whole(s, last, c)
+  return s % 1 + last % 1 + c % 1 == 0 and c >= 0 and c <= s and s <= MAX and last >= 0 and last <= MAX
+end
 
 -- a stored amount in text; anything that we cannot have written marks the rule as poisoned
 local function num(value, absent)
   if not value then return absent end
   local x = tonumber(value)
-  if not x or not amount(x) then
+  if not x or not whole(x, 0, 0) then
     poisoned = true
     return absent
   end
@@ -67,7 +69,7 @@ local function rate(key, window_ms)
   if head == '' then return {s = 0, k = k, c = 0, last = -1, width = width} end
   local s, last, c = 0, k, 0
   if #head == HEAD_BYTES then s, last, c = read('<ddd', head) end
-  if #head ~= HEAD_BYTES or not (amount(s) and amount(last) and amount(c) and c <= s) then
+  if #head ~= HEAD_BYTES or not whole(s, last, c) then
     poisoned = true
     return {s = 0, k = k, c = 0, last = k, width = width}
   end
@@ -79,7 +81,7 @@ local function rate(key, window_ms)
       local gone = at % RING + 1
       s, ring[gone] = s - ring[gone], 0
     end
-    if not amount(s) then poisoned = true end
+    if not whole(s, last, 0) then poisoned = true end
   end
   return {s = s, k = k, c = 0, last = last, width = width, ring = ring}
 end

@@ -73,14 +73,14 @@ local function correct(key, kind, window, actual, at, cost)
     local head = call('GETRANGE', key, '0', '23')
     if #head ~= HEAD_BYTES then return end
     local s, last, c = read('<ddd', head)
-    if not (amount(s) and amount(c) and s + more >= 0) then return end
+    if not whole(s, last, c) or s + more < 0 then return end
     if at == last then
       if c + more >= 0 then call('SETRANGE', key, '0', pack('<ddd', s + more, last, c + more)) end
     elseif at < last and at >= last - SUBWINDOWS then
       local from, to = place(at)
       local bytes = call('GETRANGE', key, from, to)
       local was = #bytes == 8 and read('<d', bytes)
-      if was and amount(was) and was + more >= 0 then
+      if was and whole(was, last, 0) and was + more >= 0 then
         call('SETRANGE', key, '0', pack('<d', s + more))
         call('SETRANGE', key, from, pack('<d', was + more))
       end
