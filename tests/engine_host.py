@@ -49,7 +49,7 @@ class HostProcess:
         fd = self.launch.parent_fd
         with self.stderr.open("ab") as errors:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stderr=errors, cwd=ROOT, pass_fds=[] if fd is None else [fd]
+                argv, stdin=subprocess.PIPE, stderr=errors, cwd=ROOT, pass_fds=[] if fd is None else [fd], process_group=0
             )
         assert self.process.stdin is not None
         self.process.stdin.write(stdin)

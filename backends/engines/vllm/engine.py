@@ -19,6 +19,7 @@ from backends.core.errors import BadRequest, GatewayError, Overloaded, Unsupport
 from backends.core.events import Event, Failure
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job
 from backends.core.usage import Usage
+from backends.engines.guardian import guard
 from backends.engines.huggingface.prompts import Prompts
 from backends.engines.huggingface.spelling import Spelling
 from backends.engines.journal import Journal
@@ -95,6 +96,8 @@ class VllmEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         library.check_adapters(options.lora)
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # a fork would hold the guardian's pipe open
+        self._guardian = guard()
         stated = engine_arguments(
             options.arguments,
             model=launch.model,

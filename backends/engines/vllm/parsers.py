@@ -57,7 +57,7 @@ class Parsers:
         """The job as vLLM's own chat request."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-        return ChatCompletionRequest.model_validate_json(_WIRE.encode(msgspec.structs.replace(job, stream=True)).body)
+        return ChatCompletionRequest.model_validate_json(_WIRE.encode(_strict(job)).body)
 
     def parser(self, request: Any) -> Any:
         """A fresh parser for one choice."""
@@ -132,6 +132,13 @@ class ParsedChoice:
             if piece is not None:
                 events.append(piece)
         return events
+
+
+def _strict(job: GenerationRequest) -> GenerationRequest:
+    """A forced call keeps to its function's schema unless the client says that it need not: vLLM holds strict ones only."""
+    forced = job.tool_choice is not None and job.tool_choice.mode in ("required", "function")
+    tools = tuple(msgspec.structs.replace(tool, strict=True) if forced and tool.strict is None else tool for tool in job.tools)
+    return msgspec.structs.replace(job, stream=True, tools=tools)
 
 
 def _known() -> str:
