@@ -206,7 +206,18 @@ def _doctor(chosen: argparse.Namespace) -> int:
     if chosen.json:
         print(json.dumps(rows, indent=2))
     else:
-        columns = ["deployment", "reachable", "models", "streaming", "usage", "tools", "schema", "logprobs", "template"]
+        columns = [
+            "deployment",
+            "reachable",
+            "models",
+            "streaming",
+            "usage",
+            "tools",
+            "schema",
+            "logprobs",
+            "template",
+            "server",
+        ]
         shown = [{**row, "first token": "-" if (ms := row["first_token_ms"]) is None else f"{ms} ms"} for row in rows]
         print(table([*columns, "first token"], shown))
         for report in reports:
