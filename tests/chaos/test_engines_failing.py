@@ -34,7 +34,7 @@ def config(engines: dict[str, dict[str, Any]]) -> dict[str, object]:
 
 def scripted(**more: Any) -> dict[str, Any]:
     options = {**SPEAKS, **more.pop("options", {})}
-    return {"kind": "scripted", "model": "none", "slots": 2, "watchdog_s": 3, "options": options, **more}
+    return {"kind": "scripted", "model": "none", "slots": 2, "options": options, **more}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     folder = tmp_path_factory.mktemp("failing")
     log = str(folder / "other.jsonl")
     engines = {
-        "one": scripted(),
-        "hangs": scripted(options={"hang_at_step": 5}),
+        "one": scripted(watchdog_s=5),
+        "hangs": scripted(watchdog_s=5, options={"hang_at_step": 5}),
         "other": scripted(options={"log": log}),
     }
     with GatewayProcess(folder, config(engines)) as process:
