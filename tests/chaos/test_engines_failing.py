@@ -122,9 +122,9 @@ async def test_a_step_that_never_returns_is_noticed(gateway: GatewayProcess) -> 
     (crash,) = await until(lambda: crashes(gateway, "hangs"), "not logged")
     assert crash["code"] == "hung" and "watchdog_s" in str(crash["reason"])
     await the_other_serves_meanwhile(gateway, other)
-    await serves(gateway, "hangs")
     rows = await asyncio.to_thread(gateway.rows, 1, model="hangs", outcome="upstream_error", since_us=since)
-    assert len(rows) == 1
+    assert len(rows) == 1, "settled once"
+    await serves(gateway, "hangs")
 
 
 async def test_an_abort_is_a_crash_of_that_model_alone(gateway: GatewayProcess) -> None:
