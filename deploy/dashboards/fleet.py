@@ -22,7 +22,7 @@ TRAFFIC = Row(
         Panel(
             "Requests by outcome",
             "Requests that ended, a second. `refused` is a key, a limit or a model; `cancelled` is a client that left.",
-            (Query(f"sum by (outcome) (rate(switchyard_requests_total{{{M}}}[{R}]))", "{{outcome}}"),),
+            (Query(f"sum by (outcome) (rate(switchyard_requests_total{{{M}}}[{R}])) > 0", "{{outcome}}"),),
             "reqps",
             stacked=True,
         ),
@@ -43,7 +43,7 @@ TRAFFIC = Row(
         Panel(
             "Refusals by reason",
             "What the gateway itself refused, by reason: keys, limits, unknown models, wrong requests.",
-            (Query(f"sum by (outcome) (rate(switchyard_refusals_total[{R}]))", "{{outcome}}"),),
+            (Query(f"sum by (outcome) (rate(switchyard_refusals_total[{R}])) > 0", "{{outcome}}"),),
             "reqps",
             stacked=True,
         ),

@@ -15,7 +15,8 @@ HEALTH = Row(
             "Tries on deployments, a second, by how they ended.",
             (
                 Query(
-                    f"sum by (deployment, outcome) (rate(switchyard_attempts_total{{{D}}}[{R}]))", "{{deployment}} {{outcome}}"
+                    f"sum by (deployment, outcome) (rate(switchyard_attempts_total{{{D}}}[{R}])) > 0",
+                    "{{deployment}} {{outcome}}",
                 ),
             ),
             "reqps",
@@ -46,7 +47,7 @@ HEALTH = Row(
         Panel(
             "Fallbacks",
             "Tries after a first one that failed, a second, by model.",
-            (Query(f"sum by (model) (rate(switchyard_fallbacks_total[{R}]))", "{{model}}"),),
+            (Query(f"sum by (model) (rate(switchyard_fallbacks_total[{R}])) > 0", "{{model}}"),),
             "reqps",
         ),
         Panel(
