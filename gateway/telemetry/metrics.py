@@ -27,6 +27,10 @@ OBSERVED_OUTCOMES: tuple[Outcome, ...] = tuple(one for one in get_args(Outcome) 
 ATTEMPT_OUTCOMES: tuple[str, ...] = ("ok", *get_args(FailureKind))
 
 
+#: Why the gateway refuses a request whose model is known, but for the rare and the client's own mistakes.
+REFUSALS_OF_MODELS = ("rate_limit_exceeded", "insufficient_quota", "limits_unavailable", "overloaded")
+
+
 class _Children:
     """The children that every request of one model, deployment and outcome touches."""
 
@@ -88,6 +92,8 @@ class Metrics:
     def prepare(self, model: str, deployments: Iterable[str]) -> None:
         """Make the series of a model at 0: a first error is then a rise, and their number does not grow under way."""
         self.child(f.FALLBACKS, model)
+        for reason in REFUSALS_OF_MODELS:
+            self.child(f.REFUSALS, model, reason)
         for deployment in (OTHER, *deployments):
             for outcome in OBSERVED_OUTCOMES:
                 self._children.setdefault((model, deployment, outcome), _Children(self, model, deployment, outcome))
