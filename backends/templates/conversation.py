@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from backends.core.request import Message, Text, Tool, ToolCall
-from backends.templates.special import texts
+from backends.templates.special import parsed, texts
 
 #: What templates look for in an assistant's earlier turn to leave its thoughts out. These tags stay unmarked there.
 _THOUGHTS = re.compile(r"(</?(?:think|thinking|thought|reasoning)>)")
@@ -109,10 +109,7 @@ def _call(call: ToolCall, shape: Shape, mark: Callable[[str], str]) -> dict[str,
 
 def _object(arguments: str) -> Any:
     """Arguments as an object; as text when they are none."""
-    try:
-        value = msgspec.json.decode(arguments)
-    except (ValueError, RecursionError):
-        return arguments
+    value = parsed(arguments)
     return value if isinstance(value, dict) else arguments
 
 

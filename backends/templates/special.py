@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from backends.core.errors import BadRequest
 from backends.core.request import Message, Text, Tool, ToolCall
 
 #: What special tokens look like in the vocabularies of the known model families: ChatML, Llama 2 to 4, Mistral, Gemma,
@@ -24,6 +25,10 @@ _SPECIAL = re.compile(
     r"|PREFIX|SUFFIX|MIDDLE|THINK|MODEL_SETTINGS|gMASK|sMASK|MASK|CLS|SEP|PAD|UNK)\]|<</?SYS>>"
 )
 _BREAK = "\u200b"
+#: How deep the arguments of a tool call may be nested.
+MAX_DEPTH = 64
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACKETS = re.compile(r"[\[\]{}]")
 
 
 def looks_special(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> bool:
@@ -85,14 +90,14 @@ def texts(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Iterator[s
 
 def _escaped(text: str) -> Iterator[str]:
     """The strings in a JSON text, where its own spelling may hide what they hold."""
-    return _leaves(_json(text)) if "\\" in text else iter(())
+    return _leaves(parsed(text)) if "\\" in text else iter(())
 
 
 def _broken_json(text: str) -> str:
     """A JSON text with every string in it broken."""
     if not any(_SPECIAL.search(one) for one in (text, *_escaped(text))):
         return text
-    value = _json(text)
+    value = parsed(text)
     return broken(text) if value is None else msgspec.json.encode(_map(value)).decode()
 
 
@@ -104,11 +109,27 @@ def _map(value: Any) -> Any:
     return [_map(one) for one in value] if isinstance(value, list) else value
 
 
-def _json(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """The value of a JSON text; None for what is none.
+
+    Raises:
+        BadRequest: it is nested too deeply.
+    """
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise BadRequest(f"The arguments of a tool call are nested more than {MAX_DEPTH} levels deep.", param="messages")
     try:
         return msgspec.json.decode(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested, those in strings not counted."""
+    deepest = depth = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from backends.core.errors import UnsupportedParameter
+from backends.core.errors import BadRequest, UnsupportedParameter
 from backends.core.request import GenerationRequest, Message, Text, Tool, ToolCall
 from backends.remote.rendering import TemplateRenderer, joined
 from backends.templates.families import FAMILIES
@@ -82,3 +82,16 @@ def test_neighbours_are_joined_before_they_are_looked_at() -> None:
 def test_tools_need_a_template_that_shows_them() -> None:
     with pytest.raises(UnsupportedParameter):
         TemplateRenderer(ChatTemplate("{{ messages[0].content }}"))(job("hi", tools=(Tool("f"),)))
+
+
+@pytest.mark.parametrize("depth", [65, 500, 990, 5000])
+def test_arguments_that_are_nested_too_deeply_are_a_400(depth: int) -> None:
+    call = ToolCall("c", "f", '{"<\\/s>": ' + "[" * depth + "]" * depth + "}")
+    turns = (Message("user", (Text("x"),)), Message("assistant", tool_calls=(call,)))
+    shown = ChatTemplate(
+        "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    for act in (looks_special, lambda them: broken_messages(them, contents=False), shown.render):
+        with pytest.raises(BadRequest, match="nested"):
+            act(turns)
+    assert not looks_special((Message("assistant", tool_calls=(ToolCall("c", "f", '{"a": "\\n' + "[" * 200 + '"}'),)),))
