@@ -1,15 +1,15 @@
 """Whether a text is the JSON that was asked for: found in what a model wrote around it, and held against its schema.
 
-The schema is the client's and the text is the model's, so the check is bounded: references are counted and never fetched,
-and keywords with regular expressions, whose time nothing bounds, are refused beforehand. Source: JSON Schema 2020-12 (and
-what `$schema` says), by the package jsonschema.
+The schema is the client's and the text is the model's, so the check is bounded: the schema's size is, what is looked at is
+counted, references are never fetched, and keywords with regular expressions, whose time nothing bounds, are refused
+beforehand. Source: JSON Schema 2020-12 (and what `$schema` says), by the package jsonschema.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -22,8 +22,13 @@ from referencing.exceptions import Unresolvable
 from backends.core.request import Output
 
 #: Keywords whose check takes a time that nothing bounds.
-UNCHECKED = ("pattern", "patternProperties")
-_MAX_REFERENCES = 10_000
+UNCHECKED = ("pattern", "patternProperties", "$dynamicRef", "$recursiveRef")
+#: Keywords that are looked at for one answer: about a second.
+_MAX_CHECKS = 50_000
+#: Most keywords of a schema: checking that it is one takes half a millisecond each.
+_MAX_KEYWORDS = 1000
+#: What following a reference costs, in keywords.
+_REFERENCE = 20
 _MAX_MISTAKE = 400
 _FENCED = re.compile(r"\A```[A-Za-z0-9_-]{0,16}[ \t]*\r?\n(.*?)\r?\n?```\Z", re.DOTALL)
 _NOWHERE: Registry[Any] = Registry()
@@ -51,7 +56,10 @@ class Form:
         """
         self.schema = output.schema if output.kind == "json_schema" else msgspec.Raw(b'{"type":"object"}')
         value = json.loads(bytes(self.schema) or b"{}")
-        if unknown := next((word for word in _keywords(value) if word in UNCHECKED), ""):
+        words = list(_keywords(value))
+        if len(words) > _MAX_KEYWORDS:
+            raise ValueError(f"it has more than {_MAX_KEYWORDS} keywords")
+        if unknown := next((word for word in words if word in UNCHECKED), ""):
             raise ValueError(f"{unknown!r} cannot be checked")
         kind = validator_for(value, default=Draft202012Validator)
         try:
@@ -71,16 +79,22 @@ class Form:
             value = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise Mistake(f"It is no JSON: {str(error)[:_MAX_MISTAKE]}") from None
-        left = _MAX_REFERENCES
+        left = _MAX_CHECKS
 
-        def counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Mistake("It is too intricate to be checked.")
-            yield from self._kind.VALIDATORS["$ref"](validator, reference, instance, schema) or ()
+        def counted(word: str, run: Callable[..., Any]) -> Callable[..., Iterator[ValidationError]]:
+            cost = _REFERENCE if word == "$ref" else 1
 
-        validator = extend(self._kind, {"$ref": counted})(self._value, registry=_NOWHERE)
+            def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+                nonlocal left
+                left -= cost
+                if left < 0:
+                    raise Mistake("It is too intricate to be checked.")
+                yield from run(validator, value, instance, schema) or ()
+
+            return check
+
+        words = {word: counted(word, run) for word, run in self._kind.VALIDATORS.items()}
+        validator = extend(self._kind, words)(self._value, registry=_NOWHERE)
         try:
             found = next(validator.iter_errors(value), None)
         except (Unresolvable, RecursionError):

@@ -7,6 +7,7 @@ calls tools, is passed on unchecked: its finish reason says what it is.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -110,11 +111,11 @@ class _Opened(AbstractAsyncContextManager[Batches]):
             raise StopAsyncIteration
         self._done = True
         events = await self._whole()
-        mistake = self._mistake(events)
+        mistake = await asyncio.to_thread(self._mistake, events)
         if mistake is not None:
             await self._begin(self._repairing(events, mistake))
             again = await self._whole()
-            if self._mistake(again) is not None:
+            if await asyncio.to_thread(self._mistake, again) is not None:
                 raise UpstreamProtocol("The model did not answer in the form that was asked for.", code="form_not_met")
             events = again
         return [*self._fitting(events), *self._usage()]

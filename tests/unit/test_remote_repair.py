@@ -19,6 +19,9 @@ FORM = Output("json_schema", "x", msgspec.Raw(SCHEMA))
 JOB = GenerationRequest("m", messages=(Message("user", (Text("q"),)),), output=FORM)
 
 
+MANY = b'{"anyOf":[' + b",".join([b'{"const":1}'] * 2000) + b"]}"
+
+
 class Scripted:
     """Answers its calls one after the other; counts how many are open."""
 
@@ -124,7 +127,12 @@ async def test_what_the_backend_can_do_itself_is_left_to_it() -> None:
 
 
 async def test_what_cannot_be_checked_is_refused_by_name() -> None:
-    for schema in (b'{"properties":{"a":{"pattern":"(a+)+$"}}}', b'{"type":"nonsense"}', b'{"patternProperties":{}}'):
+    for schema in (
+        b'{"properties":{"a":{"pattern":"(a+)+$"}}}',
+        b'{"type":"nonsense"}',
+        b'{"patternProperties":{}}',
+        b'{"$dynamicRef":"#"}',
+    ):
         with pytest.raises(UnsupportedParameter) as caught:
             await run(Scripted(), msgspec.structs.replace(JOB, output=Output("json_schema", "x", msgspec.Raw(schema))))
         assert caught.value.param == "response_format"
@@ -142,6 +150,7 @@ def form(schema: bytes) -> Form:
         b'{"$ref":"#"}',
         b'{"$ref":"http://127.0.0.1:1/schema.json"}',
         b'{"$ref":"#/$defs/nowhere"}',
+        b'{"anyOf":[' + b",".join([b'{"items":{"anyOf":[' + b",".join([b'{"const":1}'] * 200) + b"]}}"] * 4) + b"]}",
         b'{"$defs":{"a0":{"allOf":[{"$ref":"#/$defs/a1"},{"$ref":"#/$defs/a1"}]},'
         + b",".join(
             b'"a%d":{"allOf":[{"$ref":"#/$defs/a%d"},{"$ref":"#/$defs/a%d"}]}' % (n, n + 1, n + 1) for n in range(1, 60)
@@ -151,7 +160,7 @@ def form(schema: bytes) -> Form:
 )
 def test_schemas_that_lead_nowhere_or_everywhere_end(schema: bytes) -> None:
     with pytest.raises(Mistake):
-        form(schema).check('"text"')
+        form(schema).check('"text"' if b'"items"' not in schema else str([2] * 1000))
 
 
 def test_a_property_may_be_called_pattern() -> None:
