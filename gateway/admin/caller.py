@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from fastapi import Request
 
+from backends.core.errors import BadRequest
 from gateway.auth.database import By, Database
 from gateway.auth.keystore import KeyStore
 from gateway.auth.owners import OwnerStore
@@ -109,6 +110,10 @@ def calling(parts: AdminParts) -> Callable[[Request], Awaitable[Caller]]:
     """The dependency of every admin route: no route answers without it."""
 
     async def caller(request: Request) -> Caller:
-        return caller_of(await parts.auth.authenticate(request.scope["headers"], parts.now_us()))
+        found = caller_of(await parts.auth.authenticate(request.scope["headers"], parts.now_us()))
+        for name, value in (("path", request.scope["path"]), *request.query_params.multi_items()):
+            if "\0" in value:  # no database takes one
+                raise BadRequest(f"{name[:64]}: a NUL character.", param=name[:64])
+        return found
 
     return caller

@@ -309,6 +309,9 @@ BAD = [
     ("GET", "/usage?by=team,nonsense", None, "by"),
     ("GET", "/usage?since=yesterday", None, "since"),
     ("GET", "/keys?limit=0", None, "limit"),
+    ("GET", "/keys?team=%00", None, "team"),
+    ("GET", "/keys/%00", None, "path"),
+    ("GET", "/rules?scope=key&name=a%00", None, "name"),
     ("GET", "/audit?after=-1", None, "after"),
 ]
 
