@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 1024
 END, BEGIN_TURN, END_TURN, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 TEMPLATE = (
-    "{%- if tools %}{{ '<|im_start|>system\nTools: ' + (tools | tojson) + '<|im_end|>\n' }}{%- endif %}"
+    # of a tool only what does not depend on the order of its keys
+    "{%- if tools %}{{ '<|im_start|>system\nTools:' }}{%- for tool in tools %}"
+    "{{ ' ' + tool.function.name + ' ' + (tool.function.parameters | tojson) }}{%- endfor %}{{ '<|im_end|>\n' }}{%- endif %}"
     "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] or '') }}"
     "{%- for call in m['tool_calls'] or [] %}"
     "{{ '<tool_call>\n' + ({'name': call.function.name, 'arguments': call.function.arguments} | tojson) + '\n</tool_call>' }}"
