@@ -143,6 +143,7 @@ class Looking:
         self._metrics, self._engines, self._stream, self._now_us = metrics, engines, stream, now_us
         self._gone: int | None = None
         self._steps: dict[str, float] = {}
+        self._vllm: dict[tuple[str, str], float] = {}
         if stream is not None:
             metrics.child(f.LEDGER_WRITTEN)
 
@@ -177,6 +178,21 @@ class Looking:
             before = self._steps.get(name, float(steps))
             self._steps[name] = float(steps)
             self._metrics.add(f.ENGINE_STEPS, name, by=_grown(before, steps))
+
+        own = figures.get("vllm")
+        if isinstance(own, dict):
+            self._take_vllm(name, own)
+
+    def _take_vllm(self, name: str, own: Mapping[str, object]) -> None:
+        """vLLM's own figures; those that this version of it does not tell are left out."""
+        for key, family in f.VLLM_GAUGES.items():
+            if isinstance(value := own.get(key), int | float):
+                self._metrics.set(family, float(value), name)
+        for key, family in f.VLLM_COUNTERS.items():
+            if isinstance(value := own.get(key), int | float):
+                before = self._vllm.get((name, key), float(value))
+                self._vllm[name, key] = float(value)
+                self._metrics.add(family, name, by=_grown(before, value))
 
     def _take_stream(self, state: StreamState) -> None:
         self._metrics.set(f.STREAM_ROWS, state.rows)

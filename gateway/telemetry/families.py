@@ -130,6 +130,34 @@ ENGINE_READY = Family("switchyard_engine_ready", "1 while its model is loaded.",
 ENGINE_FAILED = Family("switchyard_engine_failed", "1 after its process died, until it is loaded.", "gauge", _E, merge="max")
 ENGINE_LOADS = Family("switchyard_engine_loads", "Processes started for it so far.", "gauge", _E, merge="max")
 ENGINE_STEPS = Family("switchyard_engine_steps_total", "Steps that it computed.", "counter", _E)
+#: vLLM's own, by its names less `vllm:` (`vllm/v1/metrics/loggers.py` of 0.32); sums over its engine cores.
+VLLM_GAUGES = {
+    name: Family(f"switchyard_vllm_{name}", text, "gauge", _E, merge="max")
+    for name, text in (
+        ("num_requests_running", "Requests in vLLM's batch."),
+        ("num_requests_waiting", "Requests that wait in vLLM."),
+        ("kv_cache_usage_perc", "Used part of vLLM's cache, 0 to 1."),
+    )
+}
+VLLM_COUNTERS = {
+    name: Family(f"switchyard_vllm_{ours}", text, "counter", _E)
+    for name, ours, text in (
+        ("num_preemptions_total", "preemptions_total", "Requests that vLLM put off for want of cache."),
+        ("prefix_cache_queries_total", "prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache."),
+        ("prefix_cache_hits_total", "prefix_cache_hits_total", "Prompt tokens found in the prefix cache."),
+        ("prompt_tokens_total", "prompt_tokens_total", "Prompt tokens that vLLM read."),
+        ("generation_tokens_total", "generation_tokens_total", "Tokens that vLLM made."),
+        ("spec_decode_num_draft_tokens_total", "draft_tokens_total", "Tokens that speculation proposed."),
+        ("spec_decode_num_accepted_tokens_total", "accepted_tokens_total", "Proposed tokens that were right."),
+        ("request_queue_time_seconds_sum", "queue_seconds_total", "Seconds that requests waited in vLLM, summed."),
+        ("request_prefill_time_seconds_sum", "prefill_seconds_total", "Seconds that prompts took in vLLM, summed."),
+        ("request_decode_time_seconds_sum", "decode_seconds_total", "Seconds that answers took in vLLM, summed."),
+    )
+}
 
 #: By name, in the order above.
-FAMILIES: dict[str, Family] = {one.name: one for one in list(globals().values()) if isinstance(one, Family)}
+FAMILIES: dict[str, Family] = {
+    one.name: one
+    for one in (*list(globals().values()), *VLLM_GAUGES.values(), *VLLM_COUNTERS.values())
+    if isinstance(one, Family)
+}

@@ -131,6 +131,7 @@ def test_control_tokens_stand_for_their_text() -> None:
         def convert_ids_to_tokens(self, id: int) -> str | None:
             return {5: "▁a"}.get(id)
 
+    assert Spelling(Tokenizer(), hidden=[900]).of(900) == b""
     spelling = Spelling(Tokenizer())
     assert [spelling.of(id) for id in (5, 900, 77, 5)] == [b" a", b"<|user|>", b"", b" a"]
 

@@ -116,3 +116,16 @@ def test_a_process_tells_memory_descriptors_and_cpu() -> None:
     assert value(metrics, f.WORKER_FDS) >= 3
     assert value(metrics, f.WORKER_CPU) > 0
     assert value(metrics, f.BUILD, "9.9") == 1
+
+
+async def test_vllms_own_figures_are_told_on_under_our_names() -> None:
+    metrics = Metrics()
+    own = [{"num_requests_running": 3.0, "generation_tokens_total": count, "unheard_of": 1.0} for count in (100.0, 130.0, 20.0)]
+    engine = Engine(*({"vllm": one} for one in own), {"vllm": "no figures"})
+    looking = Looking(metrics, {"e": engine}, None, lambda: 0)
+    for _ in range(4):
+        await looking.look()
+    assert value(metrics, f.VLLM_GAUGES["num_requests_running"], "e") == 3
+    made = f.VLLM_COUNTERS["generation_tokens_total"]
+    assert made.name == "switchyard_vllm_generation_tokens_total"
+    assert value(metrics, made, "e") == 30 + 20, "what it was before we looked is unknown, and a fall is a restart"

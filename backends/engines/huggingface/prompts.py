@@ -7,6 +7,8 @@ text alone is tokenised with `split_special_tokens`, so that it never becomes on
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -47,7 +49,10 @@ class Prompts:
         Raises:
             EngineLoadFailed: a chat template is broken.
         """
-        self._tokenizer = tokenizer
+        # A copy of our own, and one thread at it: setting how it treats special tokens while another thread decodes with it
+        # is an error of the library's.
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._turn = threading.RLock()
         self._context = context
         self._vocabulary = vocabulary
         self._generates = generates
@@ -72,15 +77,16 @@ class Prompts:
         return self._tools is not None and self._tools.takes_tools
 
     def of(self, job: GenerationRequest) -> list[list[int]]:
-        """The tokens of each prompt; at least one each, and fewer than the context.
+        """The tokens of each prompt; at least one each, and fewer than the context. From any thread.
 
         Raises:
             ContextTooLong: says both numbers.
             BadRequest, UnsupportedParameter: what this model cannot be given.
         """
-        if job.prompts:
-            return [self.plain(prompt, "prompt") for prompt in job.prompts]
-        return [self._checked(self._chat(job), "messages")]
+        with self._turn:
+            if job.prompts:
+                return [self.plain(prompt, "prompt") for prompt in job.prompts]
+            return [self._checked(self._chat(job), "messages")]
 
     def plain(self, prompt: Prompt, param: str) -> list[int]:
         """The tokens of a plain prompt. Its author writes all of it, so spelled special tokens count.
@@ -93,16 +99,8 @@ class Prompts:
                 raise BadRequest("A token id is outside the model's vocabulary.", param=param)
             return self._checked(list(prompt.tokens), param)
         self._check_size(prompt.text, param)
-        return self._checked(list(self._tokenizer.encode(prompt.text, add_special_tokens=True)), param)
-
-    def pair(self, first: str, second: str, param: str) -> list[int]:
-        """The tokens of two texts that a cross encoder compares.
-
-        Raises:
-            ContextTooLong: as `of`.
-        """
-        self._check_size(first + second, param)
-        return self._checked(list(self._tokenizer(first, second)["input_ids"]), param)
+        with self._turn:
+            return self._checked(list(self._tokenizer.encode(prompt.text, add_special_tokens=True)), param)
 
     def _chat(self, job: GenerationRequest) -> list[int]:
         template = self._tools if job.tools else self._plain

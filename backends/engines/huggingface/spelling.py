@@ -8,7 +8,7 @@ Source: Hugging Face tokenizers 0.23 `decoders`, `pre_tokenizers.ByteLevel`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -48,14 +48,14 @@ def of_decoder(decoder: object) -> Callable[[str], bytes]:
 class Spelling:
     """Bytes of token ids. Added tokens (control tokens among them) stand for their own text."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: of transformers, fast or not."""
+    def __init__(self, tokenizer: Any, hidden: Iterable[int] = ()) -> None:
+        """`tokenizer`: of transformers, fast or not. `hidden`: tokens that an answer's text leaves out; they are b""."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         state = msgspec.json.decode(backend.to_str()) if backend is not None else {}
         self._spell = of_decoder(state.get("decoder") if isinstance(state, dict) else None)
         self._added: dict[int, bytes] = {id: str(token).encode() for id, token in tokenizer.added_tokens_decoder.items()}
         self._name: Callable[[int], str | None] = tokenizer.convert_ids_to_tokens
-        self._known: dict[int, bytes] = {}
+        self._known: dict[int, bytes] = dict.fromkeys(hidden, b"")
 
     def of(self, token: int) -> bytes:
         """The token's bytes; b"" for an id that is none."""

@@ -64,6 +64,12 @@ class TransformersEmbedder:
             raise
         self._journal.job("submit", id)
 
+    def prompt_tokens(self, job: Job) -> int:
+        """As `CountsPrompts`."""
+        if not isinstance(job, EmbeddingRequest):
+            raise BadRequest("This model makes embeddings, not text.", param="model")
+        return sum(len(self._prompts.plain(one, "input")) for one in job.inputs)
+
     def cancel(self, id: str) -> None:
         """Forget a job; one that is being computed was answered before this is heard."""
         before = len(self._waiting)

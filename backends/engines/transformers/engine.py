@@ -111,6 +111,12 @@ class TransformersEngine:
         self._journal.job("submit", id)
         runner.add(work)
 
+    def prompt_tokens(self, job: Job) -> int:
+        """As `CountsPrompts`."""
+        if not isinstance(job, GenerationRequest):
+            raise BadRequest("This model makes text, not embeddings.", param="model")
+        return sum(map(len, self._prompts.of(job)))
+
     def cancel(self, id: str) -> None:
         """Forget a job; as `Engine`."""
         was = self._phase(id)

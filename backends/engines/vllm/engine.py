@@ -120,7 +120,7 @@ class VllmEngine:
             variables=options.template_variables,
             generates=not options.embedding,
         )
-        self._spelling = Spelling(tokenizer)
+        self._spelling = Spelling(tokenizer, tokenizer.all_special_ids)
         reasoning = str(options.arguments.get("reasoning_parser") or "")
         self._parsers = Parsers(tokenizer, config, tools=options.tool_call_parser, reasoning=reasoning)
         self._defaults: Mapping[str, object] = {} if options.embedding else config.get_diff_sampling_param()
@@ -141,6 +141,14 @@ class VllmEngine:
         self._mailbox.expect(True)
         self._journal.job("submit", id)
         self._loop.post(running.begin, self._loop, work)
+
+    def prompt_tokens(self, job: Job) -> int:
+        """As `CountsPrompts`."""
+        if isinstance(job, EmbeddingRequest) is not self._options.embedding:
+            raise BadRequest("This model does not do that kind of work.", param="model")
+        if isinstance(job, EmbeddingRequest):
+            return sum(len(self._prompts.plain(one, "input")) for one in job.inputs)
+        return sum(map(len, self._prompts.of(job)))
 
     def cancel(self, id: str) -> None:
         """Forget a job; as `Engine`."""
