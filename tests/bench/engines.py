@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,12 +172,15 @@ async def contenders(stack: AsyncExitStack, asked: argparse.Namespace, folder: P
     }
 
 
-async def compare(who: dict[str, Contender], asked: argparse.Namespace) -> None:
-    """Both workloads at every number of parallel streams, in turns."""
+Workloads = Mapping[str, Callable[[random.Random, int], list[str]]]
+
+
+async def compare(who: dict[str, Contender], asked: argparse.Namespace, workloads: Workloads = WORKLOADS) -> None:
+    """Each workload at every number of parallel streams, in turns."""
     rng = random.Random(1)
     for contender in who.values():
         await one_round(contender, unseen(rng, SLOTS), 8)
-    for name, prompts in WORKLOADS.items():
+    for name, prompts in workloads.items():
         rows = []
         for parallel in asked.parallel:
             rounds: dict[str, list[Round]] = {one: [] for one in who}
