@@ -179,10 +179,58 @@ ENGINES = Row(
         ),
     ),
 )
+
+
+def _rate(name: str) -> str:
+    return f"sum by (engine) (rate(switchyard_vllm_{name}[{R}]))"
+
+
+VLLM = Row(
+    "vLLM",
+    (
+        Panel(
+            "vLLM: requests",
+            "In vLLM's batch, waiting in it, and put off for want of cache (a second).",
+            (
+                Query("sum by (engine) (switchyard_vllm_num_requests_running)", "{{engine}} running"),
+                Query("sum by (engine) (switchyard_vllm_num_requests_waiting)", "{{engine}} waiting"),
+                Query(_rate("preemptions_total"), "{{engine}} put off"),
+            ),
+        ),
+        Panel(
+            "vLLM: cache and speculation",
+            "Used part of the cache, prompt tokens found in it, proposed tokens that were right.",
+            (
+                Query("max by (engine) (switchyard_vllm_kv_cache_usage_perc)", "{{engine}} cache used"),
+                Query(f"{_rate('prefix_cache_hits_total')} / {_rate('prefix_cache_queries_total')}", "{{engine}} prefix hits"),
+                Query(f"{_rate('accepted_tokens_total')} / {_rate('draft_tokens_total')}", "{{engine}} proposals right"),
+            ),
+            "percentunit",
+            top=1,
+        ),
+        Panel(
+            "vLLM: tokens",
+            "Read and made, a second.",
+            (
+                Query(_rate("prompt_tokens_total"), "{{engine}} read"),
+                Query(_rate("generation_tokens_total"), "{{engine}} made"),
+            ),
+        ),
+        Panel(
+            "vLLM: requests by what they do",
+            "Requests that were waiting, reading their prompt, or answering, on average: seconds of it a second.",
+            (
+                Query(_rate("queue_seconds_total"), "{{engine}} waiting"),
+                Query(_rate("prefill_seconds_total"), "{{engine}} reading"),
+                Query(_rate("decode_seconds_total"), "{{engine}} answering"),
+            ),
+        ),
+    ),
+)
 MODELS = Dashboard(
     "switchyard-models",
     "Switchyard: models and backends",
     "Deployments and engines: health, breakers, queues, slots, cache reuse, memory.",
-    (HEALTH, LOAD, ENGINES),
+    (HEALTH, LOAD, ENGINES, VLLM),
     (Variable("deployment", "switchyard_attempts_total"),),
 )
