@@ -48,7 +48,7 @@ bench: install-test
 # Ten minutes of mixed load with reloads, Redis restarts and clients that leave; SECONDS=60 for a short one.
 SECONDS ?= 600
 soak: install-test
-	@$(VENV_PYTHON) -m tests.soak --seconds $(SECONDS) --out docs/soak
+	@$(VENV_PYTHON) -m tests.soak --seconds $(SECONDS) --out .build/soak
 
 # llama.cpp's own server is a binary that you name: make bench-engines LLAMA_SERVER=/path/to/llama-server
 bench-engines: install-test
