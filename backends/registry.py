@@ -408,6 +408,12 @@ def engine_problems(kind: str, options: Mapping[str, object]) -> Iterator[tuple[
     if isinstance(read, VllmOptions):
         for name, problem, mend in vllm_arguments.problems(read.arguments):
             yield ("arguments", name), problem, mend
+        if read.sleep_after_s is not None and read.arguments.get("enable_sleep_mode") is not True:
+            yield (
+                ("sleep_after_s",),
+                "vLLM was not told that it will sleep",
+                "write arguments.enable_sleep_mode: true, or remove it",
+            )
 
 
 def reads_tools(kind: str, options: Mapping[str, object]) -> bool:

@@ -83,6 +83,7 @@ def vllm(tmp_path: Path, more: str = "slots: 8", model: str = "weights"):
         ("options: {arguments: {max_num_seqs: 2}}", "engines.big.options.arguments.max_num_seqs", "slots"),
         ("options: {tensor_parallel_size: 2}", "engines.big.options", "arguments"),
         ("context: 4096, options: {arguments: {max_model_len: 8192}}", "arguments.max_model_len", "one of the two"),
+        ("options: {sleep_after_s: 60}", "engines.big.options.sleep_after_s", "enable_sleep_mode"),
         ("tools: hermes, options: {tool_call_parser: hermes}", "engines.big.tools", "one of the two"),
     ],
 )
