@@ -49,8 +49,9 @@ def run(container: str, *words: str, options: tuple[str, ...] = ()) -> str:
 
 
 def owned(path: Path) -> Path:
-    """A folder for the container's user, as a volume would be."""
-    path.mkdir(parents=True, mode=0o750, exist_ok=True)
+    """A folder for the container's user alone, as the volumes and compose.yaml's tmpfs are."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
     shutil.chown(path, USER, USER)
     return path
 
