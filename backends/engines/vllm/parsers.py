@@ -12,11 +12,14 @@ from typing import Any
 
 import msgspec
 
+from backends.core.errors import BadRequest
 from backends.core.events import Event, ReasoningDelta, TextDelta
 from backends.core.request import GenerationRequest
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
 from backends.engines.options import EngineLoadFailed
+from backends.engines.vllm import library
 from backends.parsing.callpieces import CallIds, CallPieces
+from backends.parsing.sanitise import public
 
 _WIRE = OpenAICompatible(Quirks("vllm", chat_cap="max_completion_tokens", schema_field=("structured_outputs", "json")))
 
@@ -48,10 +51,19 @@ class Parsers:
             raise EngineLoadFailed(f"vLLM's parser cannot be used: {error}; {_known()}") from None
 
     def of(self, job: GenerationRequest) -> Conversation | None:
-        """The parsers of one job; None for what has no messages."""
+        """The parsers of one job; None for what has no messages.
+
+        Raises:
+            BadRequest: vLLM's words on what is wrong with it.
+        """
         if self._kind is None or job.prompts:
             return None
-        return Conversation(self, job)
+        try:
+            return Conversation(self, job)
+        except Exception as error:
+            if not library.is_refusal(error):
+                raise
+            raise BadRequest(public(str(error)) or "vLLM refuses these parameters.") from None
 
     def request(self, job: GenerationRequest) -> Any:
         """The job as vLLM's own chat request."""
