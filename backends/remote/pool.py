@@ -48,6 +48,7 @@ class HttpPool:
         self._idle: dict[Connection, None] = {}  # in the order of their return: the newest is taken first
         self._open: set[Connection] = set()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> AbstractAsyncContextManager[Response]:
         """See `Transport.send`."""
@@ -64,6 +65,13 @@ class HttpPool:
     def connections(self) -> tuple[int, int]:
         """How many connections are open, and how many of them are idle."""
         return len(self._open), len(self._idle)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that it belongs to: the first that sends."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def reuse(self, now: float) -> Connection | None:
         """The idle connection that was used last, if any is fit."""
@@ -129,7 +137,7 @@ class _Sending(AbstractAsyncContextManager[Response]):
         self._exchange: Exchange | None = None
 
     async def __aenter__(self) -> Response:
-        loop = asyncio.get_running_loop()
+        loop = self._pool.loop
         timeouts = self._timeouts
         now = loop.time()
         total_at = now + timeouts.total_s

@@ -90,6 +90,7 @@ class Cycle:
         "finished",
         "gone",
         "head_only",
+        "held",
         "http10",
         "keep_alive",
         "length",
@@ -101,7 +102,8 @@ class Cycle:
         self, connection: Connection, *, keep_alive: bool, http10: bool, head_only: bool, expects: bool, length: int | None
     ) -> None:
         self._connection = connection
-        self._body = bytearray()
+        self._body: bytes | bytearray = b""
+        self.held = 0
         self._waiter: asyncio.Future[None] | None = None
         self._failure: GatewayError | None = None
         self._expects = expects
@@ -121,16 +123,17 @@ class Cycle:
 
     # The request.
 
-    @property
-    def held(self) -> int:
-        """Body bytes held."""
-        return len(self._body)
-
     def feed(self, data: bytes) -> None:
-        """More body."""
-        self._body += data
+        """More body; `held` counts its bytes."""
+        if not self.held:
+            self._body = data
+        elif isinstance(self._body, bytes):
+            self._body = bytearray(self._body) + data
+        else:
+            self._body += data
+        self.held = len(self._body)
         self._wake()
-        if self._waiter is None and len(self._body) > UNASKED_BODY_BYTES:
+        if self._waiter is None and self.held > UNASKED_BODY_BYTES:
             self._connection.body_unwanted()
 
     def end(self) -> None:
@@ -167,12 +170,16 @@ class Cycle:
         if self.length is not None and self.length > max_bytes:
             raise _too_large(max_bytes)
         while not self.complete:
-            if len(self._body) > max_bytes:
+            if self.held > max_bytes:
                 raise _too_large(max_bytes)
             await self._more()
-        if len(self._body) > max_bytes:
+        if self.held > max_bytes:
             raise _too_large(max_bytes)
-        body, self._body = bytes(self._body), bytearray()
+        return self._taken_body()
+
+    def _taken_body(self) -> bytes:
+        """What is held; a body that came in one piece is that piece."""
+        body, self._body, self.held = bytes(self._body), b"", 0
         return body
 
     async def _more(self) -> None:
@@ -285,10 +292,9 @@ class Cycle:
     async def receive(self) -> Message:
         """ASGI receive: the body so far, then `http.disconnect` once the client has left or the answer is out."""
         while not (self.gone or self.finished or self._failure):
-            if self._body or (self.complete and not self._taken):
+            if self.held or (self.complete and not self._taken):
                 self._taken = self.complete
-                body, self._body = bytes(self._body), bytearray()
-                return {"type": "http.request", "body": body, "more_body": not self.complete}
+                return {"type": "http.request", "body": self._taken_body(), "more_body": not self.complete}
             await self._more()
         return {"type": "http.disconnect"}
 

@@ -103,6 +103,7 @@ class Link:
         self._down = asyncio.Event()
         self._down.set()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.offset_us = 0
         """Server clock minus this loop's clock, learnt from replies; never above the truth by more than its drift."""
         self.known_offset = False
@@ -119,13 +120,24 @@ class Link:
         """Whether everything that was said has been answered."""
         return not self._queue and not self._unanswered
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that it runs in, asked for once: `get_running_loop` asks the kernel for the process each time."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    def now_us(self) -> int:
+        """The server's clock."""
+        return int(self.loop.time() * 1_000_000) + self.offset_us
+
     def server_us(self, loop_s: float) -> int:
         """The server's clock at an instant of the loop's."""
         return int(loop_s * 1_000_000) + self.offset_us
 
     def learn(self, server_us: int) -> None:
         """A reply carried the server's clock: it had read it before now, so this errs towards earlier deadlines."""
-        offset = server_us - int(asyncio.get_running_loop().time() * 1_000_000)
+        offset = server_us - int(self.loop.time() * 1_000_000)
         behind = self.offset_us - offset
         if not self.known_offset or behind < 0 or behind > 500_000:
             self.offset_us, self.known_offset = offset, True
@@ -136,7 +148,7 @@ class Link:
         """Queue a command for the end of this turn; False, and nothing done, while the breaker is not closed."""
         if self._closed or not self.breaker.closed:
             return False
-        loop = asyncio.get_running_loop()
+        loop = self.loop
         command.due = loop.time() + self._timeout_s
         self._queue.append(command)
         if not self._flushing:

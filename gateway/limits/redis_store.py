@@ -58,7 +58,7 @@ class _Admit(Command):
         self._blob = blob
         self._again = False
         self.given_up = False
-        self.future: asyncio.Future[AdmitReply] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[AdmitReply] = store.link.loop.create_future()
 
     def args(self, server_us: int) -> Args:
         return admit_args(self._store.scripts.admit, self.id, self._asked, self._lease_ms, server_us, self._blob)
@@ -198,7 +198,7 @@ class RedisStore:
 
     def now_us(self) -> int:
         """See `LimitStore.now_us`: the server's clock, or before the first contact this machine's."""
-        return self.link.server_us(asyncio.get_running_loop().time()) if self.link.known_offset else self._wall_us()
+        return self.link.now_us() if self.link.known_offset else self._wall_us()
 
     async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
         """See `LimitStore.admit`; answers within the timeout whatever Redis does."""
@@ -267,7 +267,7 @@ class RedisStore:
 
     def settle(self, settlement: Settlement) -> asyncio.Future[bool]:
         """See `LimitStore.settle`; resolves within the timeout, with True also when the settlement is kept."""
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[bool] = self.link.loop.create_future()
         held = self._open.pop(settlement.reservation.id, None)
         if held is None:
             done.set_result(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
@@ -19,6 +20,7 @@ class Settler:
         self._store = store
         self._observe = observe
         self._wait_s = last_write_wait_s
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._late: deque[Tally] = deque()
         self._wake = asyncio.Event()
         self._running = False
@@ -28,19 +30,21 @@ class Settler:
         taken = self._hand_over(tally)
         if taken is None or taken.done():
             return
-        loop = asyncio.get_running_loop()
+        loop = taken.get_loop()
         waiter: asyncio.Future[None] = loop.create_future()
+        taken.add_done_callback(partial(_go_on, waiter))
+        self._waiting.append((loop.time() + self._wait_s, waiter))
+        if len(self._waiting) == 1:
+            loop.call_later(self._wait_s, self._tick, loop)
+        await waiter
 
-        def go_on(_: object) -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        taken.add_done_callback(go_on)
-        timer = loop.call_later(self._wait_s, go_on, None)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let those go on that have waited long enough; one timer serves all who wait."""
+        waiting, now = self._waiting, loop.time()
+        while waiting and waiting[0][0] <= now:
+            _go_on(waiting.popleft()[1])
+        if waiting:
+            loop.call_at(waiting[0][0], self._tick, loop)
 
     def submit(self, tally: Tally) -> None:
         """The request is over. Settles what was not settled yet, and lets metrics and log see it. Never awaits.
@@ -85,3 +89,8 @@ class Settler:
         tally.settled = True
         tally.usage = usage_of(tally)
         return self._store.settle(settlement(tally, wall_us(), monotonic_us()))
+
+
+def _go_on(waiter: asyncio.Future[None], _: object = None) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
