@@ -129,7 +129,7 @@ class Link:
 
     def now_us(self) -> int:
         """The server's clock."""
-        return int(self.loop.time() * 1_000_000) + self.offset_us
+        return self.server_us(self.loop.time())
 
     def server_us(self, loop_s: float) -> int:
         """The server's clock at an instant of the loop's."""

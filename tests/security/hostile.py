@@ -62,7 +62,7 @@ async def _answer(name: str, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 500 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
     elif name == "headers":
         evil = b"set-cookie: evil=1\r\naccess-control-allow-origin: *\r\nx-request-id: evil\r\nlocation: http://evil\r\n"
-        evil += b"x-ratelimit-remaining-requests: 999\r\nserver: evil/1.0\r\nrefresh: 0; url=http://evil\r\n"
+        evil += b"x-ratelimit-remaining-requests: evil\r\nserver: evil/1.0\r\nrefresh: 0; url=http://evil\r\n"
         writer.write(SSE + evil + b"connection: close\r\n\r\n" + _stream("content"))
     elif name == "endless":
         writer.write(SSE + b"connection: close\r\n\r\ndata: ")
