@@ -324,8 +324,8 @@ def _log(places: Places, name: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Install for the role named on the command line; 0 when all is there."""
-    if arguments not in (["run"], ["test"]):
-        print("usage: python3 -m deploy.bootstrap.install run|test|deploy", file=sys.stderr)
+    if len(arguments) != 1 or arguments[0] not in _EXTRAS:
+        print(f"usage: python3 -m deploy.bootstrap.install {'|'.join(_EXTRAS)}", file=sys.stderr)
         return 2
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

@@ -1,12 +1,13 @@
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
 import numpy
 import pytest
 
-from deploy.bootstrap import llama
+from deploy.bootstrap import check, install, llama
 from deploy.bootstrap.minilm_gguf import NotConvertible, convert, read_safetensors, tensor_name, vocabulary
 from deploy.bootstrap.places import Places, llama_requirement
 from deploy.bootstrap.steps import Stamps, StepFailed, Steps
@@ -215,3 +216,27 @@ def test_the_embedded_default_uses_the_files_that_the_installer_makes() -> None:
 
     assert f"models/{CHAT_MODEL}" == CHAT_MODEL_FILE
     assert f"models/{EMBED_MODEL}" == EMBED_MODEL_FILE
+
+
+def test_every_role_that_the_makefile_asks_for_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test-deploy` once asked for a role that the command line refused."""
+    roles = re.findall(r"\$\(INSTALL\) (\w+)", (ROOT / "Makefile").read_text())
+    installed: list[str] = []
+    monkeypatch.setattr(install.Install, "install", lambda self: installed.append("done"))
+    assert [install.main([role]) for role in roles] == [0] * len(roles)
+    assert set(roles) == {"run", "test", "deploy"} and len(installed) == len(roles)
+    assert install.main([]) == install.main(["else"]) == install.main(["run", "test"]) == 2
+
+
+def test_every_check_that_the_makefile_asks_for_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = re.findall(r"deploy\.bootstrap\.check (\w+)", (ROOT / "Makefile").read_text())
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> object:
+        ran.append(command)
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(check.subprocess, "run", run)
+    assert [check.main([name]) for name in names] == [0] * len(names)
+    assert set(names) == {"lint", "type", "deploy"} and len(ran) >= len(names)
+    assert check.main(["else"]) == 2
