@@ -16,9 +16,9 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from backends import registry
 from backends.core.errors import Draining
 from backends.core.usage import Usage
+from backends.engines import kinds
 from backends.engines.launch import EngineLaunch
 from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
@@ -172,7 +172,7 @@ def _launch(boot: Boot, spec: EngineSpec) -> EngineLaunch:
     return EngineLaunch(
         name=spec.name,
         kind=spec.kind,
-        engine=registry.ENGINES[spec.kind],
+        engine=kinds.ENGINES[spec.kind],
         model=spec.model,
         socket=str(boot.engine_socket(spec.name)),
         token=boot.engine_token,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from backends import registry
 from backends.core.capabilities import DROPPABLE, LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
+from backends.engines import kinds
 from gateway.config.compiler import CAPABILITY_NAMES
 from gateway.protocols.openai_wire import IGNORED
 
@@ -45,9 +46,9 @@ def _remote() -> Iterator[str]:
 def _engines() -> Iterator[str]:
     yield "## Local engines\n"
     yield "| engine | kinds | can | cannot |\n| --- | --- | --- | --- |"
-    for kind in sorted(registry.ENGINES):
-        yield _row(f"`{kind}`", registry.engine_capabilities(kind, {}))
-        yield _row(f"`{kind}`, `embedding: true`", registry.engine_capabilities(kind, {"embedding": True}))
+    for kind in sorted(kinds.ENGINES):
+        yield _row(f"`{kind}`", kinds.engine_capabilities(kind, {}))
+        yield _row(f"`{kind}`, `embedding: true`", kinds.engine_capabilities(kind, {"embedding": True}))
     yield ""
 
 

@@ -10,6 +10,7 @@ from backends import registry
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend, Dialect
 from backends.core.request import Job
+from backends.engines import kinds
 from backends.engines.client import EngineClient
 from backends.remote.adding import Adding, Headers
 from backends.remote.backend import RemoteBackend, Renderer
@@ -74,7 +75,7 @@ class Backends:
         if deployment.engine:
             spec = self._specs[deployment.engine]
             client = self.engine(deployment.engine)
-            can = _corrected(registry.engine_capabilities(spec.kind, spec.options), deployment)
+            can = _corrected(kinds.engine_capabilities(spec.kind, spec.options), deployment)
             loaded = LoadedFirst(client, self._board, deployment.engine)
             read = _interpreted(loaded, deployment, lambda: str(client.describe().get("prompt_tail", "")))
             return _repaired(read, deployment, can)

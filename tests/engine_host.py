@@ -14,15 +14,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from backends import registry
 from backends.core.errors import UpstreamOverloaded
 from backends.core.events import Event, EventGrammar
 from backends.core.request import Job
+from backends.engines import kinds
 from backends.engines.client import EngineClient
 from backends.engines.launch import EngineLaunch, command
 
 ROOT = Path(__file__).parent.parent
-ENGINES = registry.ENGINES
+ENGINES = kinds.ENGINES
 TOKEN = "a-token-of-this-boot"
 
 

@@ -24,6 +24,8 @@ OPENAI_SAMPLING = frozenset(
 )
 #: Sampling parameters that only local backends know.
 LOCAL_SAMPLING = frozenset(Sampling.__struct_fields__) - OPENAI_SAMPLING
+#: What a conversation with tools may ask.
+TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _DEFAULT_SAMPLING = Sampling()
 #: What may be left out without changing what kind of answer comes: the `drop` rule applies to these only.
 DROPPABLE = OPENAI_SAMPLING | LOCAL_SAMPLING | {"parallel_tool_calls", "reasoning_effort", "logprobs"}

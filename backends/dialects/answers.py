@@ -6,6 +6,7 @@ that ends before its clean end is `truncated`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from backends.core.events import Event, Failure
@@ -32,8 +33,8 @@ class Framing(Protocol):
         """The one value that the body was, once."""
 
 
-class AnswerDecoder:
-    """A `Decoder` but for `_event`, `_whole` and `_stopped`."""
+class AnswerDecoder(ABC):
+    """A `Decoder` but for `_event` and `_whole`."""
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
@@ -76,13 +77,13 @@ class AnswerDecoder:
             self._stopped(out, inside=bool(cut))
         return out
 
+    @abstractmethod
     def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
         """Take one event. `cut`: the body ended in it, so that it may be a part of one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _whole(self, body: bytes, out: list[Event]) -> None:
         """Take a whole answer, which ends it."""
-        raise NotImplementedError
 
     def _stopped(self, out: list[Event], *, inside: bool) -> None:
         """The body has ended and the answer has not. `inside`: within an event."""

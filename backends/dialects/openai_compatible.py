@@ -1,7 +1,7 @@
 """Any server that speaks OpenAI's `/chat/completions`, `/completions` and `/embeddings`.
 
 Source: openai-openapi spec 2.3.0 (2026-08-21); what servers do differently is data (`Quirks`), one line each in
-`backends.registry`, read in the servers' sources at the versions named there. `base_url` ends in `/v1`.
+`backends.dialects.server_quirks`, read in the servers' sources at the versions named there. `base_url` ends in `/v1`.
 
 Unary jobs go upstream unary: what an answer costs, and which limits apply, may differ between the two forms at paid
 services. Both give the same events, and a body is read by what it is, not by what was asked. Streams always ask for

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 
 import msgspec
 
@@ -22,6 +21,7 @@ from backends.core.request import GenerationRequest, Job, Message, Output, Text
 from backends.core.usage import Usage, UsageSource
 from backends.parsing.json_form import Form, Mistake, unwrapped
 from backends.remote.fanout import FanOut
+from backends.remote.held import HeldAnswer
 
 _OBJECT, _SCHEMA = "response_format.json_object", "response_format.json_schema"
 #: What the wrapper gives.
@@ -63,7 +63,7 @@ class Repairing:
         if job.n > 1:
             return self._several.open(job)
         plain = Output("json_object") if _OBJECT in self._can else Output()
-        return _Opened(self._inner, msgspec.structs.replace(job, output=plain, messages=_asked(job.messages, form)), form)
+        return _Checked(self._inner, msgspec.structs.replace(job, output=plain, messages=_asked(job.messages, form)), form)
 
     async def aclose(self) -> None:
         """Close the inner backend."""
@@ -80,67 +80,32 @@ def _asked(messages: Sequence[Message], form: Form) -> tuple[Message, ...]:
     return (Message("system", (Text(wish),)), *messages)
 
 
-class _Opened(AbstractAsyncContextManager[Batches]):
+class _Checked(HeldAnswer):
     """One job, one or two calls."""
 
     def __init__(self, inner: Backend, job: GenerationRequest, form: Form) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._job = job
         self._form = form
-        self._call: AbstractAsyncContextManager[Batches] | None = None
-        self._batches: Batches | None = None
         self._usages: list[Usage | None] = []
-        self._done = False
 
-    async def __aenter__(self) -> Batches:
-        await self._begin(self._job)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            await call.__aexit__(kind, error, trace)
-
-    def __aiter__(self) -> _Opened:
-        return self
-
-    async def __anext__(self) -> Sequence[Event]:
-        if self._done:
-            raise StopAsyncIteration
-        self._done = True
-        events = await self._whole()
+    async def _answer(self) -> Sequence[Event]:
+        events = await self._told(self._job)
         mistake = await asyncio.to_thread(self._mistake, events)
         if mistake is not None:
-            await self._begin(self._repairing(events, mistake))
-            again = await self._whole()
+            again = await self._told(self._repairing(events, mistake))
             if await asyncio.to_thread(self._mistake, again) is not None:
                 raise UpstreamProtocol("The model did not answer in the form that was asked for.", code="form_not_met")
             events = again
         return [*self._fitting(events), *self._usage()]
 
-    async def _begin(self, job: GenerationRequest) -> None:
-        await self.__aexit__(None, None, None)
-        call = self._inner.open(job)
-        self._batches = await call.__aenter__()
-        self._call = call
-
-    async def _whole(self) -> list[Event]:
-        """All events of the running call but its usage."""
-        assert self._batches is not None
-        events: list[Event] = []
-        usage: Usage | None = None
-        async for batch in self._batches:
-            for event in batch:
-                if isinstance(event, Usage):
-                    usage = event
-                else:
-                    events.append(event)
-        self._usages.append(usage)
+    async def _told(self, job: GenerationRequest) -> list[Event]:
+        """All events of a call but its usage."""
+        events = await self._events(job)
+        self._usages.append(next((event for event in events if isinstance(event, Usage)), None))
         if not any(isinstance(event, Finish | Failure) for event in events):
             raise UpstreamTruncated("The model's answer was empty.")
-        return events
+        return [event for event in events if not isinstance(event, Usage)]
 
     def _mistake(self, events: Sequence[Event]) -> Mistake | None:
         """What is wrong with an answer that claims to be complete."""

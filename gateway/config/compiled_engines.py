@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backends import registry
+from backends.engines import kinds
 from gateway.config.dynamic import EngineEntry
 from gateway.config.problems import KeyPath
 from gateway.config.snapshot import EngineSpec
@@ -34,7 +35,9 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, 
     options = entry.model_dump(include={"embedding", "threads", "batch", "gpu_layers"}, exclude_unset=True, exclude_none=True)
     options |= entry.options
     if known:
-        options |= registry.marker_options(entry.kind, entry.tools or "", entry.thinking or "")
+        options |= kinds.marker_options(
+            entry.kind, registry.tool_syntax(entry.tools or ""), registry.think_tags(entry.thinking or "")
+        )
     if template:
         options["template"] = template
     if entry.lora:
@@ -42,9 +45,9 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, 
     if "\0" in entry.model:
         report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
     _environment((*path, "environment"), entry.environment, report)
-    for where, problem, mend in registry.engine_problems(entry.kind, options):
+    for where, problem, mend in kinds.engine_problems(entry.kind, options):
         report((*path, "options", *where), problem, mend)
-    if registry.reads_tools(entry.kind, options) and (entry.tools or entry.thinking):
+    if kinds.reads_tools(entry.kind, options) and (entry.tools or entry.thinking):
         report(
             (*path, "tools" if entry.tools else "thinking"),
             "the engine's own parser reads calls and thoughts already (options)",
@@ -67,7 +70,7 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, 
 
 def _model(kind: str, stated: str, base: Path) -> str:
     """A path; or, for kinds that know model hubs, the name of a model there where no such path exists."""
-    named = kind in registry.KNOW_HUBS and _HUB_NAME.fullmatch(stated) is not None
+    named = kind in kinds.KNOW_HUBS and _HUB_NAME.fullmatch(stated) is not None
     return stated if named and "\0" not in stated and not (base / stated).exists() else str(base / stated)
 
 

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from backends import registry
 from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.core.request import Sampling
+from backends.dialects.server_quirks import QUIRKS
+from backends.engines import kinds
 from backends.templates.families import FAMILIES
 from backends.templates.families import named as _builtin
 from backends.templates.sources import Source
@@ -110,7 +112,7 @@ class Compiler:
 
     def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
         path: KeyPath = ("engines", name)
-        self._one_of((*path, "kind"), entry.kind, registry.ENGINES, "engine")
+        self._one_of((*path, "kind"), entry.kind, kinds.ENGINES, "engine")
         template = self._template((*path, "template"), entry.template).template
         known = self._families(path, entry)
         return compile_engine(name, entry, self._base, template=template, known=known, report=self._report)
@@ -188,8 +190,8 @@ class Compiler:
             return
         self._one_of((*path, "dialect"), entry.dialect, registry.DIALECTS, "dialect")
         if entry.quirks is not None:
-            self._one_of((*path, "quirks"), entry.quirks, registry.QUIRKS, "set of quirks")
-            if entry.quirks in registry.QUIRKS and entry.dialect in registry.DIALECTS:
+            self._one_of((*path, "quirks"), entry.quirks, QUIRKS, "set of quirks")
+            if entry.quirks in QUIRKS and entry.dialect in registry.DIALECTS:
                 self._pair(path, entry.dialect, entry.quirks)
         if entry.options and entry.dialect in registry.DIALECTS:
             self._options(path, entry.dialect, entry.options)
@@ -328,9 +330,9 @@ class Compiler:
         """What its dialect or engine declares; None when a name is wrong, which is reported elsewhere."""
         if one.engine:
             entry = self._dynamic.engines.get(one.engine)
-            known = entry is not None and entry.kind in registry.ENGINES
+            known = entry is not None and entry.kind in kinds.ENGINES
             return (
-                registry.engine_capabilities(entry.kind, {**entry.options, "embedding": entry.embedding})
+                kinds.engine_capabilities(entry.kind, {**entry.options, "embedding": entry.embedding})
                 if entry and known
                 else None
             )

@@ -1,7 +1,7 @@
 """What the servers' documents describe, written out as bytes: every shape at every split gives what a client must see.
 
 `tests/fixtures/described.jsonl` has a case a line, of kinds that recorded fixtures lack; its source is the server's own code
-or documents, as named in its dialect's docstring or in `backends.registry`.
+or documents, as named in its dialect's docstring or in `backends.dialects.server_quirks`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.core.events import Item
-from backends.registry import QUIRKS, dialect
+from backends.dialects.server_quirks import QUIRKS
+from backends.registry import dialect
 from tests.contract.cases import Case, cases, check_answer, check_error, check_request, cut, decode, job_of
 
 ALL = cases("openai_compatible")

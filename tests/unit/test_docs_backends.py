@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backends.registry import DIALECTS, ENGINES, QUIRKS
+from backends.dialects.server_quirks import QUIRKS
+from backends.engines.kinds import ENGINES
+from backends.registry import DIALECTS
 from gateway.config.loader import load
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

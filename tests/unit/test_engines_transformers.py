@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from backends import registry
 from backends.core.events import EventGrammar, Finish, Started, TextDelta
 from backends.core.request import GenerationRequest, Message, Prompt, Sampling, Text
 from backends.core.usage import Usage
+from backends.engines import kinds
 from backends.engines.engine_thread import load_engine
 from backends.engines.launch import EngineLaunch
 from backends.engines.options import EngineLoadFailed, read_options
@@ -50,16 +50,16 @@ def test_without_transformers_it_does_not_start_and_says_why(monkeypatch: pytest
     from backends.engines import versions
 
     monkeypatch.setattr(versions, "installed", lambda _: None)
-    launch = EngineLaunch("odd", "transformers", registry.ENGINES["transformers"], "m", "/s", "t")
+    launch = EngineLaunch("odd", "transformers", kinds.ENGINES["transformers"], "m", "/s", "t")
     with pytest.raises(EngineLoadFailed, match=r"transformers is not installed.*switchyard\[transformers\]"):
         load_engine(launch)
 
 
 def test_the_registry_knows_it_without_importing_it() -> None:
-    can = registry.engine_capabilities("transformers", {})
+    can = kinds.engine_capabilities("transformers", {})
     assert {"chat", "typical_p", "repetition_penalty", "logit_bias", "logprobs", "needs_output_cap"} <= can
     assert not {"mirostat", "grammar", "response_format.json_schema"} & can
-    assert "embeddings" in registry.engine_capabilities("transformers", {"embedding": True})
+    assert "embeddings" in kinds.engine_capabilities("transformers", {"embedding": True})
 
 
 # requests

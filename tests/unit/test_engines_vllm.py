@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from backends import registry
 from backends.core.events import EventGrammar, Finish, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from backends.core.request import GenerationRequest, Message, Output, Prompt, Sampling, Text
 from backends.core.usage import Usage
+from backends.engines import kinds
 from backends.engines.launch import EngineLaunch
 from backends.engines.options import EngineLoadFailed, read_options
 from backends.engines.vllm.arguments import NAMES, SUPPORTED, engine_arguments, problems
@@ -90,18 +90,18 @@ def test_versions_are_pinned(version: str, fits: bool) -> None:
 
 
 def test_the_registry_knows_it_without_importing_it() -> None:
-    can = registry.engine_capabilities("vllm", {})
+    can = kinds.engine_capabilities("vllm", {})
     assert {"chat", "grammar", "response_format.json_schema", "logprobs", "min_tokens", "needs_output_cap"} <= can
     assert not {"tools", "typical_p"} & can
-    assert {"tools", "tool_choice"} <= registry.engine_capabilities("vllm", {"tool_call_parser": "hermes"})
-    assert registry.engine_capabilities("vllm", {"embedding": True}) == {"embeddings", "token_input", "dimensions"}
+    assert {"tools", "tool_choice"} <= kinds.engine_capabilities("vllm", {"tool_call_parser": "hermes"})
+    assert kinds.engine_capabilities("vllm", {"embedding": True}) == {"embeddings", "token_input", "dimensions"}
 
 
 def test_without_vllm_it_does_not_start_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     from backends.engines import versions
 
     monkeypatch.setattr(versions, "installed", lambda _: None)
-    launch = EngineLaunch("big", "vllm", registry.ENGINES["vllm"], "m", "/s", "t")
+    launch = EngineLaunch("big", "vllm", kinds.ENGINES["vllm"], "m", "/s", "t")
     from backends.engines.engine_thread import load_engine
 
     with pytest.raises(EngineLoadFailed, match=r"vllm is not installed.*switchyard\[vllm\].*engines.<name>.python"):

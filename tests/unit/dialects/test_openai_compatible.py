@@ -25,7 +25,9 @@ from backends.core.request import (
     ToolChoice,
 )
 from backends.core.usage import Usage
-from backends.registry import DIALECTS, ENGINES, QUIRKS, dialect
+from backends.dialects.server_quirks import QUIRKS
+from backends.engines.kinds import ENGINES
+from backends.registry import DIALECTS, dialect
 
 USER = Message("user", (Text("hi"),))
 CHAT = GenerationRequest("m", messages=(USER,))
