@@ -13,7 +13,7 @@ import msgspec
 from gateway.domain.settlement import LedgerRow
 
 #: Everything in Redis has this prefix; one hash tag, so that every script is legal on a cluster.
-PREFIX = "sy1:{sy}:"
+PREFIX = "sy2:{sy}:"
 STREAM = PREFIX + "usage"
 COMMITTED = PREFIX + "committed"
 #: A hash about the data themselves: `epoch` is new whenever they were lost, and `REBUILT` the epoch of which the quotas

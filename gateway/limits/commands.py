@@ -1,6 +1,6 @@
 """What is said to the scripts, and what they answer: argument lists and replies as values. Pure.
 
-Keys are `sy1:{sy}:…`: a version and one hash tag, so that all keys of a call lie in one slot of a cluster.
+Keys are `sy2:{sy}:…`: a version and one hash tag, so that all keys of a call lie in one slot of a cluster.
     r:<id> a reservation · c:<rule name> a counter · live minus expiry by reservation · meta epoch and configuration version
     usage the outbox stream · committed its last entry that is in SQL · sweeper the sweeper's lock
 """

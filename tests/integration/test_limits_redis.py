@@ -145,7 +145,7 @@ async def test_a_row_is_held_until_it_is_in_sql(server):
             await store.settle(Settlement(reservation, (1, 5, 0), row(id)))
         assert store.settlements.held == 2
         (_, _), (last, _) = server.client.xrange(STREAM)
-        server.client.set("sy1:{sy}:committed", last)
+        server.client.set("sy2:{sy}:committed", last)
         reservation = await store.admit("c", RULES, row("c"), LEASE)
         await store.settle(Settlement(reservation, (1, 5, 0), row("c")))
         assert store.settlements.held == 1

@@ -31,12 +31,12 @@ def test_every_key_carries_the_version_and_the_hash_tag():
         settle_args(SCRIPTS.settle, Closing("id", 1, 2, RULES, (1, 0), b"", "w", 1), again=False),
         renew_args(SCRIPTS.renew, [(progress, 15_000)], 1),
     )
-    assert all(key.startswith("sy1:{sy}:") for args in calls for key in keys_of(args))
+    assert all(key.startswith("sy2:{sy}:") for args in calls for key in keys_of(args))
     assert [len(keys_of(args)) for args in calls] == [5, 7, 3]
 
 
 def test_a_long_name_is_hashed_and_a_short_one_is_kept():
-    assert counter_key("team:a:slots") == "sy1:{sy}:c:team:a:slots"
+    assert counter_key("team:a:slots") == "sy2:{sy}:c:team:a:slots"
     long = counter_key("team:" + "a" * 1000)
     assert len(long) < 64
     assert long != counter_key("team:" + "a" * 1001)
