@@ -24,6 +24,7 @@ from gateway.admin.shapes import (
     shown,
     to_store,
 )
+from gateway.auth.circle import Circle, circle_of
 from gateway.auth.database import By
 from gateway.auth.keys import RANDOM_BYTES
 from gateway.auth.keystore import Guard
@@ -147,7 +148,12 @@ class _Desk:
         )
         with told("key"):
             minted, record = await self._parts.keys.create(
-                self._parts.pepper, new, self._by(caller), self._parts.randomness(RANDOM_BYTES), self._in_file
+                self._parts.pepper,
+                new,
+                self._by(caller),
+                self._parts.randomness(RANDOM_BYTES),
+                self._in_file,
+                self._circle(caller),
             )
         await self._parts.auth.refresh()
         return SecretView(**self._view(record).model_dump(), secret=minted.secret)
@@ -171,7 +177,9 @@ class _Desk:
             default_model=_default_model(body.default_model, snapshot) if "default_model" in stated else UNSET,
         )
         with told("key"):
-            record = await self._parts.keys.change(id, change, self._by(caller), self._in_file, _guard(caller))
+            record = await self._parts.keys.change(
+                id, change, self._by(caller), self._in_file, _guard(caller), self._circle(caller)
+            )
         await self._parts.auth.refresh()
         return self._view(record)
 
@@ -205,6 +213,10 @@ class _Desk:
 
     def _in_file(self, kind: OwnerKind, name: str) -> bool:
         return in_file(self._parts.snapshot(), kind, name)
+
+    def _circle(self, caller: Caller) -> Circle | None:
+        """Whose users the caller may name."""
+        return None if caller.team is None else circle_of(caller.team, self._parts.present())
 
     def _by(self, caller: Caller) -> By:
         return caller.by(self._parts.now_us())

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.auth.circle import Circle
 from gateway.auth.database import By, Change, Database, KeysUnavailable, to_json
 from gateway.auth.keys import PUBLIC_BYTES, RANDOM_BYTES, MintedKey, mint, stored_hash
 from gateway.auth.owners import read_owners, require_owner
@@ -61,12 +62,19 @@ class KeyStore:
         self.database = Database(database, timeout_s) if isinstance(database, str) else database
 
     async def create(
-        self, pepper: bytes, new: NewKey, by: By, randomness: bytes, in_file: InFile | None = None
+        self,
+        pepper: bytes,
+        new: NewKey,
+        by: By,
+        randomness: bytes,
+        in_file: InFile | None = None,
+        circle: Circle | None = None,
     ) -> tuple[MintedKey, KeyRecord]:
         """Mint a key and store its hash.
 
         Args:
             in_file: which teams the configuration file has; None leaves the team unchecked.
+            circle: whose users it may name; None = anybody.
 
         Raises:
             InvalidKey: the description is wrong; nothing was written.
@@ -92,17 +100,25 @@ class KeyStore:
         async with self.database.changing(by) as change:
             if in_file is not None and new.team:
                 await require_owner(change.connection, "team", new.team, in_file)
+            if circle is not None:
+                await circle.require(change.connection, new.user)
             await change.connection.execute(sa.insert(KEYS).values({**_columns(record), "revision": change.revision}))
             await change.audit("create", "key", record.id, _shown(_told(record)), record.team)
         return minted, record
 
     async def change(
-        self, id: str, change: KeyChange, by: By, in_file: InFile | None = None, guard: Guard | None = None
+        self,
+        id: str,
+        change: KeyChange,
+        by: By,
+        in_file: InFile | None = None,
+        guard: Guard | None = None,
+        circle: Circle | None = None,
     ) -> KeyRecord:
         """Change a key's fields, all or none.
 
         Args:
-            in_file: as for `create`.
+            in_file, circle: as for `create`.
             guard: sees the stored key inside the transaction and raises what speaks against the change.
 
         Raises:
@@ -117,6 +133,8 @@ class KeyStore:
             _check(after, fields, by.at_us)
             if in_file is not None and after.team and after.team != before.team:
                 await require_owner(transaction.connection, "team", after.team, in_file)
+            if circle is not None and after.user != before.user:
+                await circle.require(transaction.connection, after.user)
             await _write(transaction, after)
             await transaction.audit("change", "key", id, _shown(fields), after.team)
         return after

@@ -481,3 +481,30 @@ async def test_no_json_and_too_deep_json_are_400(office: Office) -> None:
     for body in (b"{", b"[" * 100_000, b"\xff", b"[]"):
         answer = await office.http.post(A + "/keys", content=body, headers=headers)
         assert answer.status_code == 400, answer.text
+
+
+async def test_a_team_admin_names_no_user_of_another_team(office: Office) -> None:
+    """A key that names a user spends that user's limits."""
+    await office.owners.create(Owner("team", "rose", "acme"), By("t", NOW))
+    await office.mint("of-rose", team="rose", user="rita")
+    await office.mint("bob-blue", team="blue", user="bob")
+    await office.owners.create(Owner("user", "limited"), By("t", NOW))
+    await office.auth.refresh()
+    for user in ("bob", "file-user", "limited"):
+        wrong = await office.bad(400, "POST", A + "/keys", {"name": "n", "user": user}, "team-admin")
+        assert wrong["param"] == "user"
+        path = f"{A}/keys/{office.ids['user']}"
+        assert (await office.bad(400, "PATCH", path, {"user": user}, "team-admin"))["param"] == "user"
+    assert not [one for one in await office.keys.list(team="red") if one.name == "n"], "nothing half-written stays"
+    for user in ("ann", "rita", "nobody-yet", "nobody-yet", None):
+        made = await office.good("POST", A + "/keys", {"name": "n", "user": user}, "team-admin")
+        assert (made["team"], made["user"]) == ("red", user)
+    await office.good("PATCH", f"{A}/keys/{office.ids['user']}", {"user": "rita", "name": "renamed"}, "team-admin")
+    for _ in range(2):  # what an admin named stays when the team's admin changes something else
+        await office.good("PATCH", f"{A}/keys/{office.ids['user']}", {"user": "bob"})
+        assert (await office.good("PATCH", f"{A}/keys/{office.ids['user']}", {"user": "bob", "name": "m"}, "team-admin"))[
+            "user"
+        ] == "bob"
+    await office.good("POST", f"{A}/keys/{office.ids['user']}/revoke")
+    await office.bad(400, "POST", A + "/keys", {"name": "n", "user": "bob"}, "team-admin")
+    await office.good("POST", A + "/keys", {"name": "n", "user": "bob"})
