@@ -1,25 +1,28 @@
 """The application: generation paths go straight to the pipeline, everything else to the FastAPI part.
 
-It decides on `scope["path"]` alone, never on Host or a rebuilt URL. The generation paths need `EdgeProtocol` under
-them; the rest is plain ASGI.
+It decides on `scope["path"]` alone, never on Host or a rebuilt URL. It needs `EdgeProtocol` under it, whose cycle
+gives it bodies; what it hands on is plain ASGI.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from backends.core.errors import GatewayError
 from gateway.edge.cors import Cors
-from gateway.edge.cycle import EXTENSION, App, Message, Receive, Send
+from gateway.edge.cycle import EXTENSION, App, Message, Receive, RequestTimeout, Send
 from gateway.edge.exchange import HttpExchange
-from gateway.pipeline.exchange import BodyTooLarge, Exchange
+from gateway.pipeline.exchange import Exchange
 from gateway.protocols.contract import ClientProtocol
 from gateway.protocols.openai_errors import render
 from gateway.protocols.registry import PATHS
 
 #: What a request outside of the generation paths may bring: 1 MiB holds the longest admin body.
 OTHER_BODY_BYTES = 1 << 20
+#: How long all of it may take: it is read before anybody looks for a key, so a stranger's drip must end.
+OTHER_BODY_S = 30.0
 Serve = Callable[[Exchange, ClientProtocol], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 
@@ -42,6 +45,7 @@ class EdgeApp:
         cors_origins: who may call from a browser.
         draining: whether streams must end now.
         paths: exact path to client protocol.
+        other_body_s: seconds that the whole body of another path may take.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class EdgeApp:
         cors_origins: Sequence[str] = (),
         draining: Callable[[], bool] = bool,
         paths: Mapping[str, ClientProtocol] = PATHS,
+        other_body_s: float = OTHER_BODY_S,
     ) -> None:
         self._serve = serve
         self._web = web
@@ -60,6 +65,7 @@ class EdgeApp:
         self._cors = Cors(cors_origins)
         self._draining = draining
         self._paths = paths
+        self._other_body_s = other_body_s
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI. A generation is the pipeline's own coroutine: no frame of this file stays under it."""
@@ -88,9 +94,9 @@ class EdgeApp:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the cycle leaves the body out
         if scope["method"] not in ("GET", "HEAD"):
-            body = await _whole_body(receive)
-            if body is None:
-                error = BodyTooLarge(f"The request body is larger than {OTHER_BODY_BYTES} bytes.")
+            try:
+                body = await self._whole_body(scope)
+            except GatewayError as error:
                 json = [(b"content-type", b"application/json"), *self._cors.headers(scope["headers"])]
                 await self._answer(send, error.status, json, render(error, in_stream=False))
                 return
@@ -104,22 +110,24 @@ class EdgeApp:
 
         await self._web(scope, receive, with_headers)
 
+    async def _whole_body(self, scope: Scope) -> bytes:
+        """A body that is all there: what is cut short, malformed or too slow never reaches a handler.
+
+        Raises:
+            GatewayError: see `Cycle.read_body`.
+            ConnectionError: the client left.
+        """
+        try:
+            async with asyncio.timeout(self._other_body_s):
+                whole: bytes = await scope["extensions"][EXTENSION].read_body(OTHER_BODY_BYTES)
+        except TimeoutError:
+            raise RequestTimeout("The request's body did not arrive in time.") from None
+        return whole
+
     async def _answer(self, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         headers.append((b"x-request-id", self._mint_id().encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-
-async def _whole_body(receive: Receive) -> bytes | None:
-    """The body, or None when it is too large. What a client that left had sent is its body."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > OTHER_BODY_BYTES:
-            return None
-        if not message.get("more_body", False):
-            return bytes(body)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

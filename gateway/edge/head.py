@@ -23,8 +23,8 @@ def framing(headers: Sequence[tuple[bytes, bytes]], version: str) -> Framing:
     """What the headers say about the body; llhttp has checked digits, repeats and length beside chunked.
 
     Raises:
-        Refused: another HTTP than 1.0 and 1.1 (llhttp reads 0.9 and 2.0 too), another transfer coding than chunked, or
-            not exactly one Host (none is fine in HTTP/1.0).
+        Refused: another HTTP than 1.0 and 1.1 (llhttp reads 0.9 and 2.0 too), another transfer coding than chunked, any
+            in HTTP/1.0, or not exactly one Host (none is fine in HTTP/1.0).
     """
     if version not in ("1.1", "1.0"):
         raise not_supported("The only supported versions are HTTP/1.1 and HTTP/1.0.")
@@ -36,6 +36,8 @@ def framing(headers: Sequence[tuple[bytes, bytes]], version: str) -> Framing:
     elif len(fields) != len(headers) and sum(name == b"host" for name, _ in headers) > 1:
         raise not_supported("The request must have exactly one Host header.")
     if b"transfer-encoding" in fields:
+        if http10:  # RFC 9112 6.1: whoever stands before us may have read another framing
+            raise not_supported("There are no transfer codings in HTTP/1.0.")
         for name, value in headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise not_supported("The only supported transfer coding is chunked.")

@@ -73,7 +73,7 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         _refuse(str(error))
     except msgspec.DecodeError as error:
-        raise _malformed(str(error)) from None
+        raise _malformed(_reason(str(error), body)) from None
     except UnicodeDecodeError:
         raise _malformed("it is not valid UTF-8") from None
     except RecursionError:
@@ -172,6 +172,13 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _strictly = json.JSONDecoder(object_pairs_hook=_object_once, parse_float=_finite, parse_constant=_no_constant)
+
+
+def _reason(said: str, body: bytes) -> str:
+    """msgspec says the same of a body that is empty, that is cut, and that has half a surrogate pair at its end."""
+    if said != "Input data was truncated":
+        return said
+    return "it ends too early, or within an escape" if body.strip() else "it is empty"
 
 
 def _malformed(reason: str) -> BadRequest:

@@ -102,7 +102,9 @@ def post(body: bytes = b'{"model":"m"}', path: str = "/v1/chat/completions", ext
 
 
 @contextmanager
-def serving(script: Script, *, limits: Limits = QUICK, web: App = no_web, cors: tuple[str, ...] = ()) -> Iterator[Running]:
+def serving(
+    script: Script, *, limits: Limits = QUICK, web: App = no_web, cors: tuple[str, ...] = (), other_body_s: float = 30.0
+) -> Iterator[Running]:
     """Serve a script in a thread of its own loop (uvloop)."""
     log = Log()
 
@@ -120,7 +122,7 @@ def serving(script: Script, *, limits: Limits = QUICK, web: App = no_web, cors: 
         except ConnectionError as error:
             log.add(type(error).__name__)
 
-    app = EdgeApp(serve=serve, web=web, mint_id=lambda: "minted", cors_origins=cors)
+    app = EdgeApp(serve=serve, web=web, mint_id=lambda: "minted", cors_origins=cors, other_body_s=other_body_s)
     sock = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(server_config(app, limits, log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

@@ -5,13 +5,16 @@ import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
+from gateway.edge.asgi import Scope
+from gateway.edge.cycle import Receive, Send
 from gateway.edge.limits import Limits
 from gateway.pipeline.exchange import Exchange
 from gateway.protocols.contract import ClientProtocol
-from tests.integration.edge_server import QUICK, Log, Running, post, read_all, read_answer, serving
+from tests.integration.edge_server import QUICK, Log, Running, no_web, post, read_all, read_answer, serving
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\n"
 
@@ -229,6 +232,7 @@ def test_continue(server: Running) -> None:
         b"POST /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
         b"BREW /pot HTTP/1.1\r\nHost: x\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        HEAD.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
         b"\x16\x03\x01\x02\x00",
         b"\r\n\r\n\0\r\n\r\n",
     ],
@@ -244,6 +248,72 @@ def test_a_broken_chunk_is_a_400(server: Running) -> None:
     answer = server.talk(HEAD + b"Host: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
     assert status(answer) == 400
     assert error_of(answer)["code"] == "invalid_http"
+
+
+OTHER = b"POST /admin/v1/teams HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[tuple[Running, list[bytes]]]:
+    """A server whose other paths note the bodies that reach them."""
+    reached: list[bytes] = []
+
+    async def web(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            reached.append((await receive())["body"])
+        await no_web(scope, receive, send)
+
+    with serving(echo, web=web, other_body_s=1.5) as running:
+        yield running, reached
+
+
+@pytest.mark.parametrize(
+    ("body", "answered"),
+    [
+        (b"Content-Length: 2\r\nConnection: close\r\n\r\n{}", 404),
+        (b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 404),
+        (b"Content-Length: 3\r\n\r\n{}", 408),
+        (b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nzz\r\n", 400),
+        (b"Content-Length: 1048577\r\n\r\n{}", 413),
+        (b"Transfer-Encoding: chunked\r\n\r\n100001\r\n" + b" " * 0x100001 + b"\r\n0\r\n\r\n", 413),
+    ],
+)
+def test_only_a_whole_body_reaches_the_other_paths(other: tuple[Running, list[bytes]], body: bytes, answered: int) -> None:
+    running, reached = other
+    before = len(reached)
+    answer = running.talk(OTHER + body)
+    assert status(answer) == answered
+    assert b"x-request-id: minted" in answer
+    assert reached[before:] == ([b"{}"] if answered == 404 else [])
+
+
+def test_who_leaves_within_a_body_of_the_other_paths_has_asked_nothing(other: tuple[Running, list[bytes]]) -> None:
+    running, reached = other
+    before = len(reached)
+    with running.connect() as sock:
+        sock.sendall(OTHER + b"Content-Length: 3\r\n\r\n{}")
+        time.sleep(0.1)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) in (b"", b"<reset>")
+    assert len(reached) == before
+
+
+def test_a_drip_on_the_other_paths_ends(other: tuple[Running, list[bytes]]) -> None:
+    """Each byte is progress, yet nobody has shown a key."""
+    running, reached = other
+    before = len(reached)
+    began = time.monotonic()
+    with running.connect() as sock:
+        sock.sendall(OTHER + b"Content-Length: 1000\r\n\r\n")
+        sock.settimeout(0.1)
+        answer = b""
+        while not answer:
+            assert time.monotonic() - began < 10, "it was borne with for 10 s"
+            sock.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                answer = sock.recv(65536)
+    assert status(answer) == 408
+    assert len(reached) == before
 
 
 def test_other_methods_and_paths(server: Running) -> None:
