@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.gateway_process import ROOT, GatewayProcess, declared_key
 from tests.liars import Liars, liar_server
@@ -94,6 +95,18 @@ class House:
         assert done.returncode == 0, done.stderr
         answer: dict[str, object] = json.loads(done.stdout)
         return answer
+
+
+def resident(house: House) -> int:
+    """Memory of the gateway's processes."""
+    assert house.gateway.process is not None
+    return sum(one.memory_info().rss for one in psutil.Process(house.gateway.process.pid).children(recursive=True))
+
+
+def head(length: str = "", extra: str = "") -> bytes:
+    """The head of a chat completion with `plain`'s key."""
+    lines = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    return f"{lines}Authorization: Bearer {PLAIN}\r\n{length}{extra}\r\n".encode()
 
 
 def parsed(answer: bytes) -> Answer:
