@@ -37,7 +37,8 @@ class ScriptedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nothing before the prefill. `step_s`: seconds to sleep per step. `fail_at`: fail a job at this output token.
     `die_at_step`: raise out of that step, as a broken engine does; `hang_at_step`: never return from it.
     `embedding`: width of vectors, 0 = generate.
-    `load_error`: refuse to load with this reason. `log`, `step_log`: the journal's files.
+    `load_error`: refuse to load with this reason. `log`, `step_log`: the journal's files. `figures`: what it tells besides,
+    as vLLM tells its own, each the number of its steps so far.
     """
 
     script: tuple[str, ...] = ("Hello", ",", " world", "!")
@@ -52,6 +53,7 @@ class ScriptedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding: int = 0
     load_error: str = ""
     load_s: float = 0.0
+    figures: tuple[str, ...] = ()
     log: str | None = None
     step_log: str | None = None
 
@@ -281,6 +283,7 @@ class ScriptedEngine:
             "running": len(self._running),
             "queued": len(self._waiting) + len(self._embedding),
             "steps": self._steps,
+            "vllm": dict.fromkeys(self.options.figures, self._steps),
         }
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import psycopg
 
+from gateway.telemetry.families import VLLM_COUNTERS, VLLM_GAUGES
 from tests.certificates import Authority
 from tests.gateway_process import ROOT, declared_key
 from tests.models import chat_gguf
@@ -28,7 +29,9 @@ from tests.tls_gateway import TlsGateway
 from tests.upstream import in_thread, upstream_server
 
 PLAIN, FEW, NEAR, SHADOW = (f"sk-loaded-{name}-0123456789abcdef" for name in ("plain", "few", "near", "shadow"))
-MODELS = ["fast", "slow", "falls-back", "cut", "narrow", "local"]
+MODELS = ["fast", "slow", "falls-back", "cut", "narrow", "local", "as-vllm"]
+#: An engine that tells figures under vLLM's names; that vLLM itself tells them is held by tests/engines/test_vllm_engine.py.
+AS_VLLM = {"kind": "scripted", "model": "none", "slots": 2, "options": {"figures": [*VLLM_GAUGES, *VLLM_COUNTERS]}}
 
 
 @dataclass
@@ -58,7 +61,10 @@ def _tree(upstream: str, redis: RedisServer, postgres: PostgresServer, cert: Pat
         "redis": {"url": redis.url, "timeout_ms": 2000},
         "ledger": {"url": postgres.url},
         "auth": {"pepper": "env:SY_PEPPER"},
-        "engines": {"tiny": {"kind": "llamacpp", "model": chat_gguf(), "slots": 2, "context": 256, "threads": 1}},
+        "engines": {
+            "tiny": {"kind": "llamacpp", "model": chat_gguf(), "slots": 2, "context": 256, "threads": 1},
+            "as-vllm": AS_VLLM,
+        },
         "deployments": {
             "fast": {**far, "model": "words-20-d5-t10", "price": {"input": 2.5, "output": 10}},
             "slow": {**far, "model": "words-10-d100-t300", "price": {"input": 0.5, "output": 1}},
@@ -66,6 +72,7 @@ def _tree(upstream: str, redis: RedisServer, postgres: PostgresServer, cert: Pat
             "cut": {**far, "model": "words-6-cut"},
             "narrow": {**far, "model": "words-10-d30", "max_in_flight": 2},
             "tiny": {"engine": "tiny", "model": "SmolLM2-135M-Instruct"},
+            "as-vllm": {"engine": "as-vllm", "model": "none"},
         },
         "models": {
             "fast": {"tiers": [["fast"]]},
@@ -74,6 +81,7 @@ def _tree(upstream: str, redis: RedisServer, postgres: PostgresServer, cert: Pat
             "cut": {"tiers": [["cut"]]},
             "narrow": {"tiers": [["narrow"]]},
             "local": {"tiers": [["tiny"]], "default_output_tokens": 12},
+            "as-vllm": {"tiers": [["as-vllm"]]},
         },
         "keys": {
             "declared": [
@@ -149,7 +157,7 @@ async def load(house: Loaded, seconds: float, seed: int = 1, callers: int = 8) -
 
 
 async def _one(http: httpx.AsyncClient, house: Loaded, dice: random.Random) -> None:
-    model = dice.choices([*MODELS, f"unknown-{dice.random()}"], [8, 2, 3, 1, 6, 2, 1])[0]
+    model = dice.choices([*MODELS, f"unknown-{dice.random()}"], [8, 2, 3, 1, 6, 2, 2, 1])[0]
     key = dice.choices([*house.keys, FEW, NEAR, SHADOW, "sk-unknown"], [*[6] * len(house.keys), 1, 3, 1, 1])[0]
     body = {"model": model, "stream": dice.random() < 0.8, "messages": [{"role": "user", "content": "Say some words."}]}
     leaves = dice.random() < 0.05

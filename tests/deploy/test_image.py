@@ -29,6 +29,7 @@ pytestmark = [
 #: MiB of the image without its base: environment, models, nothing of the tools. The measured size is in docs/install.md.
 MAX_OWN_MIB = 400
 USER = 10001
+PYTHON = "/opt/switchyard/bin/python"
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +88,10 @@ def serving(container: str, folder: Path, options: list[str], words: list[str]) 
 
 
 def supervisors(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The gateway's first process among what buildah started."""
+    """The gateway's first process among what buildah started, which runs its command as `buildah-chroot-exec COMMAND`."""
     with suppress(psutil.NoSuchProcess):
         below = psutil.Process(process.pid).children(recursive=True)
-        return [one for one in below if "switchyard" in " ".join(one.cmdline()) and one.name() != "buildah"][:1]
+        return [one for one in below if one.cmdline()[:1] == [PYTHON]][:1]
     return []
 
 

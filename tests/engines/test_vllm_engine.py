@@ -25,6 +25,7 @@ from backends.core.request import EmbeddingRequest, GenerationRequest, Message, 
 from backends.core.usage import Usage
 from backends.engines.client import EngineClient
 from backends.engines.vllm.arguments import NAMES
+from gateway.telemetry.families import VLLM_COUNTERS, VLLM_GAUGES
 from tests import heavy, tiny_lora
 from tests.engine_host import TOKEN, HostProcess, events, text, up
 from tests.tiny_model import ANSWERS, TOOL_QUESTION, WEATHER_TOOL
@@ -164,6 +165,7 @@ async def test_its_figures_are_told(engine: EngineClient) -> None:
     own = figures["vllm"]
     assert isinstance(own, dict)
     assert own["generation_tokens_total"] > 0
+    assert {name for name in (*VLLM_GAUGES, *VLLM_COUNTERS) if not name.startswith("spec_decode_")} <= own.keys()
     assert figures["kv_size"] > 0  # type: ignore[operator]
 
 
