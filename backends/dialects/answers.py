@@ -7,14 +7,18 @@ that ends before its clean end is `truncated`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from backends.core.events import Event, Failure
-from backends.parsing import failures
+from backends.parsing import failures, second_look
+from backends.parsing.halves import Halves, holds_half
 from backends.parsing.sse import SseEvent
 
 #: What JSON readers raise.
 UNREADABLE = (ValueError, RecursionError)
+_read_any = msgspec.json.Decoder().decode
 
 
 class Framing(Protocol):
@@ -40,6 +44,8 @@ class AnswerDecoder(ABC):
         self._framing = framing
         #: `Started` is out; content is out; the answer is over.
         self._started = self._begun = self._ended = False
+        #: Puts halves of characters together, once there are any.
+        self._halves: Halves | None = None
 
     @property
     def ended(self) -> bool:
@@ -51,22 +57,27 @@ class AnswerDecoder(ABC):
         out: list[Event] = []
         if self._ended:
             return out
-        for event in self._framing.feed(data):
+        framing = self._framing
+        for event in framing.feed(data):
             self._event(event, out)
             if self._ended:
-                return out
-        if self._framing.broken:
-            self._fail(failures.protocol(self._framing.broken), out)
-        return out
+                break
+        else:
+            if framing.broken:
+                self._fail(failures.protocol(framing.broken), out)
+        return out if self._halves is None else self._halves.mend(out)
 
     def close(self) -> list[Event]:
         """The body has ended."""
         out: list[Event] = []
-        if self._ended:
-            return out
+        if not self._ended:
+            self._close(out)
+        return out if self._halves is None else self._halves.mend(out)
+
+    def _close(self, out: list[Event]) -> None:
         if self._framing.is_body:
             self._whole(self._framing.take_body(), out)
-            return out
+            return
         cut = self._framing.close()
         for event in cut:
             if not self._ended:
@@ -75,7 +86,31 @@ class AnswerDecoder(ABC):
             self._fail(failures.protocol(self._framing.broken), out)
         if not self._ended:
             self._stopped(out, inside=bool(cut))
-        return out
+
+    def _values(self, data: bytes) -> Any:
+        """JSON that was refused, read more leniently: see `second_look.values`. Halves of characters are joined from here on.
+
+        Raises:
+            ValueError, RecursionError: it is no JSON even so.
+        """
+        value = second_look.values(data)
+        if self._halves is None and holds_half(second_look.encoded(value)):
+            self._halves = Halves()
+        return value
+
+    def _apart(self, event: SseEvent, out: list[Event], *, cut: bool) -> bool:
+        """Take the lines of an event that cannot be read as one: a server that writes one newline instead of two.
+
+        False: they are no events either.
+        """
+        lines = [line for line in event.data.split(b"\n") if line.strip()]
+        whole = lines[:-1] if cut else lines
+        if len(lines) < 2 or not all(_is_event(line) for line in whole):
+            return False
+        for number, line in enumerate(lines, 1):
+            if not self._ended:
+                self._event(SseEvent(line), out, cut=cut and number == len(lines))
+        return True
 
     @abstractmethod
     def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
@@ -97,3 +132,10 @@ class AnswerDecoder(ABC):
     def _fail(self, failure: Failure, out: list[Event]) -> None:
         self._ended = True
         out.append(failure)
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        return line.strip().startswith(b"[DONE]") or isinstance(_read_any(line), dict)
+    except UNREADABLE:
+        return False

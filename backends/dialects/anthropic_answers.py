@@ -14,11 +14,10 @@ import msgspec
 from backends.core.events import Event, Finish, FinishReason, ReasoningDelta, Started, TextDelta
 from backends.core.usage import ABSURD, Usage
 from backends.dialects.answers import UNREADABLE, AnswerDecoder
-from backends.parsing import failures
+from backends.parsing import failures, second_look
 from backends.parsing.callpieces import CallIds, CallPieces
 from backends.parsing.framing import EventsOrBody
 from backends.parsing.sse import SseEvent
-from backends.parsing.utf8 import mend_escapes
 
 _EMPTY = msgspec.Raw(b"")
 _FINISH: Mapping[str, FinishReason] = {
@@ -78,9 +77,9 @@ class _Event(msgspec.Struct, gc=False):
     usage: _Usage | None = None
 
 
-_read_event = msgspec.json.Decoder(_Event).decode
-_read_type = msgspec.json.Decoder(_Block).decode
-_read_message = msgspec.json.Decoder(_Message).decode
+_read_event = msgspec.json.Decoder(_Event, strict=False).decode
+_read_type = msgspec.json.Decoder(_Block, strict=False).decode
+_read_message = msgspec.json.Decoder(_Message, strict=False).decode
 
 
 class MessagesDecoder(AnswerDecoder):
@@ -99,8 +98,10 @@ class MessagesDecoder(AnswerDecoder):
             event = _read_event(data)
         except UNREADABLE:
             try:
-                event = _read_event(mend_escapes(data))
+                event = _read_event(second_look.encoded(self._values(data)))
             except UNREADABLE:
+                if self._apart(wire, out, cut=cut):
+                    return
                 odd = "the body ended inside an event"
                 self._fail(failures.truncated(odd) if cut else failures.protocol("not an event", data), out)
                 return
@@ -129,7 +130,7 @@ class MessagesDecoder(AnswerDecoder):
             message = _read_message(body)
         except UNREADABLE:
             try:
-                mended = mend_escapes(body)
+                mended = second_look.encoded(self._values(body))
                 kind, message = _read_type(mended).type, _read_message(mended)
             except UNREADABLE:
                 self._fail(failures.protocol("not a message", body), out)

@@ -43,7 +43,7 @@ class _Record(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-_read = msgspec.json.Decoder(_Record).decode
+_read = msgspec.json.Decoder(_Record, strict=False).decode
 
 
 class Ffm:

@@ -42,7 +42,7 @@ class _Answer(msgspec.Struct, gc=False):
     model: str = ""
 
 
-_read = msgspec.json.Decoder(_Answer).decode
+_read = msgspec.json.Decoder(_Answer, strict=False).decode
 
 
 class Jquesnelle:

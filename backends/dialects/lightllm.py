@@ -57,8 +57,8 @@ class _Answer(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
 
 
-_read_event = msgspec.json.Decoder(_Event).decode
-_read_answer = msgspec.json.Decoder(_Answer).decode
+_read_event = msgspec.json.Decoder(_Event, strict=False).decode
+_read_answer = msgspec.json.Decoder(_Answer, strict=False).decode
 
 
 class LightLlm:

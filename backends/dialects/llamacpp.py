@@ -42,9 +42,9 @@ _NAMES = {
     "mirostat_tau": "mirostat_tau", "mirostat_eta": "mirostat_eta", "ignore_eos": "ignore_eos",
 }  # fmt: skip
 _MESSAGES = Quirks("llamacpp", reasoning_field="reasoning_content")
-_read = msgspec.json.Decoder(Completion).decode
-_read_whole = msgspec.json.Decoder(Completion | list[Completion]).decode
-_read_embeddings = msgspec.json.Decoder(list[EmbeddingItem]).decode
+_read = msgspec.json.Decoder(Completion, strict=False).decode
+_read_whole = msgspec.json.Decoder(Completion | list[Completion], strict=False).decode
+_read_embeddings = msgspec.json.Decoder(list[EmbeddingItem], strict=False).decode
 
 
 class LlamaCpp:
@@ -200,7 +200,9 @@ FACTS = ("/props", "/slots")
 
 def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     record = _read(data)
-    return None if record.content is None else [_piece(record, record.index or 0, job)]
+    if record.content is None and record.index is None and not record.stop:
+        return None
+    return [_piece(record, record.index or 0, job)]
 
 
 def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:

@@ -20,7 +20,7 @@ from backends.core.events import FinishReason
 from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt
 from backends.core.usage import ABSURD, Usage
 from backends.dialects.openai_compatible import encode_tool
-from backends.dialects.openai_details import token_logprobs
+from backends.dialects.openai_details import read_arguments, token_logprobs
 from backends.dialects.text_answers import Called, Form, Piece, TextDecoder
 from backends.dialects.vector_answers import VectorDecoder, Vectors
 from backends.parsing import failures
@@ -80,8 +80,8 @@ class _Embedded(msgspec.Struct, gc=False):
     prompt_eval_count: int = 0
 
 
-_read = msgspec.json.Decoder(_Record).decode
-_read_embedded = msgspec.json.Decoder(_Embedded).decode
+_read = msgspec.json.Decoder(_Record, strict=False).decode
+_read_embedded = msgspec.json.Decoder(_Embedded, strict=False).decode
 
 
 class Ollama:
@@ -206,7 +206,7 @@ def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | N
             nothing_ran=record.done_reason in ("load", "unload"),
             reasoning=message.thinking or "",
             calls=tuple(
-                Called(call.id or "", call.function.name, bytes(call.function.arguments).decode() or "{}")
+                Called(call.id or "", call.function.name, read_arguments(call.function.arguments) or "{}")
                 for call in message.tool_calls or ()
             ),
         )

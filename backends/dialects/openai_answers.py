@@ -26,14 +26,13 @@ from backends.core.events import (
 from backends.core.request import GenerationRequest
 from backends.core.usage import Usage
 from backends.dialects.answers import UNREADABLE, AnswerDecoder
-from backends.dialects.openai_details import add_usage, read_arguments, read_logprobs, read_usage
-from backends.parsing import failures
+from backends.dialects.openai_details import add_usage, read_arguments, read_logprobs, read_usage, tidied
+from backends.parsing import failures, second_look
 from backends.parsing.callpieces import CallIds, CallPieces
 from backends.parsing.framing import EventsOrBody
 from backends.parsing.sse import SseEvent
 from backends.parsing.stops import StopCutter
-from backends.parsing.utf8 import mend_escapes
-from backends.wire.openai_chat import EMPTY, ChoicePiece, Chunk, Delta
+from backends.wire.openai_chat import EMPTY, ChoicePiece, Chunk, Delta, ToolCallPiece
 
 if TYPE_CHECKING:
     from backends.dialects.openai_compatible import Quirks
@@ -47,7 +46,7 @@ _FINISH: dict[str, FinishReason] = {
 _ABORTED = frozenset({"abort", "error", "cancelled"})
 #: Events without content; llama.cpp begins each but the first group of several prompts' choices with `null`.
 _NOTHING = frozenset({b"", b"null"})
-_read = msgspec.json.Decoder(Chunk).decode
+_read = msgspec.json.Decoder(Chunk, strict=False).decode
 _read_any = msgspec.json.Decoder().decode
 
 
@@ -84,37 +83,29 @@ class GenerationDecoder(AnswerDecoder):
         else:
             super()._stopped(out, inside=inside)
 
-    def _chunk_of(self, data: bytes) -> Chunk | None:
+    def _again(self, data: bytes) -> Chunk | None:
+        """What a second, more lenient reading gives; None = the data is no chunk even so."""
         try:
-            return _read(data)
+            return _read(second_look.encoded(tidied(self._values(data))))
         except UNREADABLE:
-            pass
-        mended = mend_escapes(data)
-        if mended != data:
-            try:
-                return _read(mended)
-            except UNREADABLE:
-                pass
-        return None
+            return None
 
     def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
         data = event.data
         try:
             chunk = _read(data)
         except UNREADABLE:
-            if data.startswith(b"[DONE]"):
+            if data.lstrip().startswith(b"[DONE]"):
                 self._end(out)
                 return
             if data in _NOTHING or event.name == "ping":
                 return
-            mended = self._chunk_of(data)
-            if mended is None and cut:
-                self._fail(failures.truncated("the body ended inside an event"), out)
+            again = self._again(data)
+            if again is None:
+                if not self._apart(event, out, cut=cut):
+                    self._unreadable(event, out, cut=cut)
                 return
-            if mended is None:
-                self._unreadable(data, out)
-                return
-            chunk = mended
+            chunk = again
         if event.name == "error":
             self._error(data, out)
         elif chunk.choices is None or chunk.error is not EMPTY:
@@ -124,10 +115,14 @@ class GenerationDecoder(AnswerDecoder):
 
     def _whole(self, body: bytes, out: list[Event]) -> None:
         """A unary body: one chunk with everything in it."""
-        chunk = self._chunk_of(body)
-        if chunk is None:
-            self._unreadable(body, out)
-            return
+        try:
+            chunk = _read(body)
+        except UNREADABLE:
+            again = self._again(body)
+            if again is None:
+                self._unreadable(SseEvent(body), out, cut=False)
+                return
+            chunk = again
         if chunk.choices is None or chunk.error is not EMPTY:
             self._odd(chunk, body, out)
         else:
@@ -135,20 +130,27 @@ class GenerationDecoder(AnswerDecoder):
         if not self._ended:
             self._end(out)
 
-    def _unreadable(self, data: bytes, out: list[Event]) -> None:
-        """Not a chunk: an error with a strange neighbour, or garbage."""
+    def _unreadable(self, event: SseEvent, out: list[Event], *, cut: bool) -> None:
+        """Not a chunk: an error with a strange neighbour, in a list or in plain words, or garbage."""
+        data = event.data
         try:
             value = _read_any(data)
         except UNREADABLE:
             value = None
-        if isinstance(value, dict) and value.get("error"):
+        said = value[0] if isinstance(value, list) and value else value
+        if isinstance(said, dict) and said.get("error"):
             self._error(data, out)
+        elif event.name == "error" and value is None and data.strip():
+            self._fail(failures.event(failures.stream_failure(data, begun=self._begun)), out)
+        elif cut:
+            self._fail(failures.truncated("the body ended inside an event"), out)
         else:
             self._fail(failures.protocol("not a chunk", data), out)
 
     def _odd(self, chunk: Chunk, data: bytes, out: list[Event]) -> None:
         """No choices, or an `error` key: an error in some envelope, or something to pass over (a ping)."""
-        if chunk.error is not EMPTY and bytes(chunk.error) not in (b"null", b'""', b"{}", b"false"):
+        said = bytes(chunk.error)
+        if said not in (b"", b"null", b'""', b"false") and (said != b"{}" or chunk.choices is None):
             self._error(data, out)
         elif chunk.choices is not None:
             self._chunk(chunk, out)
@@ -177,7 +179,7 @@ class GenerationDecoder(AnswerDecoder):
                 and delta.content
                 and self._plain
                 and piece.finish_reason is None
-                and not (delta.reasoning or delta.reasoning_content or delta.refusal or delta.tool_calls)
+                and not (delta.reasoning or delta.reasoning_content or delta.thinking or delta.refusal or delta.tool_calls)
             ):
                 choice.spoke = self._begun = True
                 out.append(TextDelta(delta.content, piece.index))
@@ -210,7 +212,7 @@ class GenerationDecoder(AnswerDecoder):
         text = piece.text
         if delta is not None:
             text = delta.content
-            if reasoning := delta.reasoning_content or delta.reasoning:
+            if reasoning := delta.reasoning_content or delta.reasoning or delta.thinking:
                 choice.spoke = self._begun = True
                 out.append(ReasoningDelta(reasoning, choice.index))
         choice.texts += bool(text)
@@ -222,9 +224,11 @@ class GenerationDecoder(AnswerDecoder):
                 out.append(TextDelta(text, choice.index))
             else:
                 self._text(choice, text, piece, out)
-        if delta is not None and (delta.refusal or delta.tool_calls):
+        if delta is not None and (delta.refusal or delta.tool_calls or delta.function_call):
             self._others(choice, delta, piece.message is not None, out)
         if piece.finish_reason:
+            if piece.usage is not EMPTY and not self._usages:
+                self._usages.append((0, piece.usage))
             self._reason(choice, piece.finish_reason, out)
 
     def _text(self, choice: _Choice, text: str, piece: ChoicePiece, out: list[Event]) -> None:
@@ -250,7 +254,8 @@ class GenerationDecoder(AnswerDecoder):
         choice.spoke = self._begun = True
         if delta.refusal:
             out.append(RefusalDelta(delta.refusal, choice.index))
-        for piece in delta.tool_calls or ():
+        calls = delta.tool_calls or ([ToolCallPiece(function=delta.function_call)] if delta.function_call else ())
+        for piece in calls:
             function = piece.function
             try:
                 arguments = read_arguments(function.arguments) if function else ""
@@ -280,6 +285,10 @@ class GenerationDecoder(AnswerDecoder):
         forced = choice_of_ours is not None and choice_of_ours.mode == "function"
         if reason == "stop" and choice.calls.count and not forced:
             reason = "tool_calls"
+        elif reason == "tool_calls" and not choice.calls.count:
+            reason = "stop"  # there is nothing that the client could call
+        if reason != "length":
+            out += choice.calls.close()
         choice.reason = reason
         if not self._infer_length:
             out.append(Finish(reason, choice.index))

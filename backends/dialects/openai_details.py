@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from backends.core.events import Candidate, TokenLogprob
-from backends.core.usage import ABSURD, Usage
+from backends.core.usage import ABSURD, Usage, told_count
 from backends.wire.openai_chat import EMPTY, LogprobsWire, TokenWire
 
 _read_any = msgspec.json.Decoder().decode
 _read_text = msgspec.json.Decoder(str).decode
-_read_logprobs = msgspec.json.Decoder(LogprobsWire).decode
+_read_logprobs = msgspec.json.Decoder(LogprobsWire, strict=False).decode
 
 
 def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
@@ -23,8 +24,9 @@ def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
         return None
     if not isinstance(told, dict):
         return None
-    prompt, completion = told.get("prompt_tokens"), told.get("completion_tokens", 0)
-    if type(prompt) is not int or type(completion) is not int:
+    prompt = told_count(told.get("prompt_tokens", told.get("input_tokens")))
+    completion = told_count(told.get("completion_tokens", told.get("output_tokens", 0)))
+    if prompt is None or completion is None:
         return None
     if not 0 < prompt < ABSURD or not 0 <= completion < ABSURD or (spoke and completion == 0):
         return None
@@ -55,8 +57,53 @@ def add_usage(told: Sequence[tuple[int, Usage | None]]) -> Usage | None:
 
 
 def _detail(details: object, name: str, most: int) -> int:
-    count = details.get(name) if isinstance(details, dict) else None
-    return count if type(count) is int and 0 <= count <= most else 0
+    count = told_count(details.get(name)) if isinstance(details, dict) else None
+    return count if count is not None and 0 <= count <= most else 0
+
+
+def tidied(value: object) -> object:
+    """A chunk's or an answer's values as most servers would have written them; changed in place.
+
+    Mistral's reasoning models answer with a list of parts; servers that are not written in Python number ids, or give one
+    tool call without its list, or a reason as an object.
+    """
+    choices = value.get("choices") if isinstance(value, dict) else None
+    for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        if isinstance(reason := choice.get("finish_reason"), dict):
+            choice["finish_reason"] = reason.get("type")
+        for name in ("delta", "message"):
+            if isinstance(told := choice.get(name), dict):
+                _tidy(told)
+    return value
+
+
+def _tidy(told: dict[str, Any]) -> None:
+    content = told.get("content")
+    if isinstance(content, list):
+        thoughts = [part for part in content if isinstance(part, dict) and part.get("type") == "thinking"]
+        told["content"] = _text([part for part in content if part not in thoughts])
+        if thoughts:
+            told["reasoning_content"] = _text([part.get("thinking") for part in thoughts])
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if name in told:
+            told[name] = _text(told[name])
+    calls = told.get("tool_calls")
+    if isinstance(calls, dict):
+        told["tool_calls"] = calls = [calls]
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, dict) and type(call.get("id")) is int:
+            call["id"] = str(call["id"])
+
+
+def _text(value: object) -> str:
+    """The text of a string, of a part, or of a list of parts."""
+    if isinstance(value, list):
+        return "".join(_text(part) for part in value)
+    if isinstance(value, dict):
+        return _text(value.get("text", value.get("content", "")))
+    return value if isinstance(value, str) else ""
 
 
 def read_arguments(raw: msgspec.Raw) -> str:

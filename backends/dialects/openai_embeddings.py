@@ -10,7 +10,7 @@ from backends.dialects.vector_answers import VectorDecoder, Vectors
 from backends.parsing.vectors import pack, unpack_base64
 from backends.wire.openai_chat import EmbeddingList
 
-_read_embeddings = msgspec.json.Decoder(EmbeddingList).decode
+_read_embeddings = msgspec.json.Decoder(EmbeddingList, strict=False).decode
 
 
 def embedding_decoder(job: EmbeddingRequest) -> VectorDecoder:

@@ -59,7 +59,7 @@ _Token = tuple[float | None, int, str | None]
 
 
 class _Meta(msgspec.Struct, gc=False):
-    finish_reason: _Why | None = None
+    finish_reason: _Why | str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -73,8 +73,8 @@ class _Record(msgspec.Struct, gc=False):
     meta_info: _Meta = msgspec.field(default_factory=_Meta)
 
 
-_read = msgspec.json.Decoder(_Record).decode
-_read_answer = msgspec.json.Decoder(_Record | list[_Record]).decode
+_read = msgspec.json.Decoder(_Record, strict=False).decode
+_read_answer = msgspec.json.Decoder(_Record | list[_Record], strict=False).decode
 
 
 class SglangOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,7 +199,7 @@ def _piece(record: _Record, place: int, data: bytes, job: GenerationRequest) -> 
         bare = said.message and _BARE.search(data) and not (said.status or said.type or said.code)
         return msgspec.structs.replace(said, status=400) if bare else None
     meta = record.meta_info
-    why = meta.finish_reason
+    why = _Why(meta.finish_reason) if isinstance(meta.finish_reason, str) else meta.finish_reason
     if why is not None and (why.type in _ABORTED or (why.type == "parse_error" and not record.text)):
         said = Envelope(
             why.message or "The backend aborted the answer.", why.err_type or "", raw=data[:4096].decode("utf-8", "replace")

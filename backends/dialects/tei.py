@@ -33,7 +33,7 @@ class _Info(msgspec.Struct, gc=False):
     max_client_batch_size: int = 0
 
 
-_read_info = msgspec.json.Decoder(_Info).decode
+_read_info = msgspec.json.Decoder(_Info, strict=False).decode
 _read = msgspec.json.Decoder(list[list[float]]).decode
 
 

@@ -17,14 +17,14 @@ from backends.core.events import Event, Finish, FinishReason, ReasoningDelta, St
 from backends.core.request import GenerationRequest
 from backends.core.usage import ABSURD, Usage
 from backends.dialects.answers import UNREADABLE, AnswerDecoder
-from backends.parsing import failures
+from backends.parsing import failures, second_look
 from backends.parsing.callpieces import CallIds, CallPieces
 from backends.parsing.failures import Envelope
 from backends.parsing.framing import EventsOrBody, JsonLines
+from backends.parsing.halves import lost
 from backends.parsing.snapshots import Snapshots
 from backends.parsing.sse import SseEvent
 from backends.parsing.stops import StopCutter
-from backends.parsing.utf8 import mend_escapes
 
 #: llama.cpp begins each but the first group of several prompts' choices with `null`.
 _NOTHING = frozenset({b"", b"null"})
@@ -159,7 +159,7 @@ class TextDecoder(AnswerDecoder):
 
     def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
         data = event.data
-        if data.startswith(b"[DONE]"):
+        if data.lstrip().startswith(b"[DONE]"):
             if self._form.terminator == "finish":
                 self._fail(failures.truncated("the stream ended before its last record"), out)
             else:
@@ -170,33 +170,54 @@ class TextDecoder(AnswerDecoder):
         if event.name == "error":
             self._error(data, out)
             return
-        self._read(self._form.event, data, out, cut=cut)
+        try:
+            pieces = self._form.event(data, self._job)
+        except UNREADABLE:
+            again = self._again(self._form.event, data)
+            if again is None:
+                self._unreadable(event, out, cut=cut)
+                return
+            (pieces,) = again
+        self._take(pieces, data, out)
 
     def _whole(self, body: bytes, out: list[Event]) -> None:
-        self._read(self._form.body, body, out, echo=self._echo)
+        try:
+            pieces = self._form.body(body, self._job)
+        except UNREADABLE:
+            again = self._again(self._form.body, body)
+            if again is None:
+                self._fail(failures.protocol("not a record", body), out)
+                return
+            (pieces,) = again
+        for piece in pieces if self._echo and isinstance(pieces, list) else ():
+            piece.text = piece.text.removeprefix(self._echo)
+        self._take(pieces, body, out)
         if not self._ended:
             self._end(out)
 
-    def _read(self, read: Reader, data: bytes, out: list[Event], *, cut: bool = False, echo: str = "") -> None:
+    def _again(self, read: Reader, data: bytes) -> tuple[Sequence[Piece] | Envelope | None] | None:
+        """What a second, more lenient reading gives; None = the data is no record even so."""
         try:
-            pieces = read(data, self._job)
+            mended = second_look.encoded(self._values(data))
+            return (read(lost(mended) if self._form.cumulative else mended, self._job),)
         except UNREADABLE:
-            try:
-                pieces = read(mend_escapes(data), self._job)
-            except UNREADABLE:
-                if cut and (self._started or not self._form.lines):
-                    self._fail(failures.truncated("the body ended inside an event"), out)
-                else:
-                    self._fail(failures.protocol("not a record", data), out)
-                return
+            return None
+
+    def _unreadable(self, event: SseEvent, out: list[Event], *, cut: bool) -> None:
+        if not self._form.lines and self._apart(event, out, cut=cut):
+            return
+        if cut and (self._started or not self._form.lines):
+            self._fail(failures.truncated("the body ended inside an event"), out)
+        else:
+            self._fail(failures.protocol("not a record", event.data), out)
+
+    def _take(self, pieces: Sequence[Piece] | Envelope | None, data: bytes, out: list[Event]) -> None:
         if pieces is None:
             self._error(data, out)
         elif isinstance(pieces, Envelope):
             self._fail(failures.event(failures.told(pieces, begun=self._begun)), out)
         else:
             for piece in pieces:
-                if echo:
-                    piece.text = piece.text.removeprefix(echo)
                 self._piece(piece, out)
                 if self._ended:
                     return

@@ -75,10 +75,10 @@ class _Id(msgspec.Struct, gc=False):
     id: int
 
 
-_read_info = msgspec.json.Decoder(_Info).decode
+_read_info = msgspec.json.Decoder(_Info, strict=False).decode
 _read_tokens = msgspec.json.Decoder(list[_Id | list[_Id]]).decode
-_read_event = msgspec.json.Decoder(_Event).decode
-_read_answer = msgspec.json.Decoder(_Answer | list[_Answer]).decode
+_read_event = msgspec.json.Decoder(_Event, strict=False).decode
+_read_answer = msgspec.json.Decoder(_Answer | list[_Answer], strict=False).decode
 
 
 class Tgi:
@@ -172,10 +172,12 @@ def _number(text: str) -> int:
 def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     event = _read_event(data)
     token = event.token
-    if token is None:
-        return None
-    details = event.details or _Details()
     finished = event.generated_text is not None
+    if token is None:
+        if not finished and b'"token"' not in data:
+            return None
+        token = _Token()
+    details = event.details or _Details()
     reason = _FINISH.get(details.finish_reason)
     if finished and reason is None and token.special:
         reason = "stop"

@@ -26,6 +26,7 @@ from backends.core.capabilities import Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError
 from backends.core.request import GenerationRequest, Job, Prompt
+from backends.core.usage import told_count
 from backends.dialects.plain_prompts import generation, one_prompt, post
 from backends.dialects.text_answers import Form, Piece, TextDecoder
 from backends.parsing import failures
@@ -175,4 +176,4 @@ def _count(value: object) -> int:
     """A count as a number, or in arrays of one."""
     while isinstance(value, list) and value:
         value = value[0]
-    return value if type(value) is int else 0
+    return told_count(value) or 0

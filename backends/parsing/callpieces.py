@@ -34,6 +34,7 @@ class _Call(msgspec.Struct):
     upstream_id: str
     name: str = ""
     held: str = ""
+    silent: bool = True
 
 
 class CallPieces:
@@ -44,6 +45,7 @@ class CallPieces:
         self._ids = ids
         self._by_index: dict[int, _Call] = {}
         self._last: _Call | None = None
+        self._silent: list[_Call] = []
         self.count = 0
 
     def feed(self, index: int | None, id: str, name: str, arguments: str, *, whole: bool = False) -> ToolCallDelta | None:
@@ -66,6 +68,8 @@ class CallPieces:
         if index is not None:
             self._by_index[index] = call
         self._last = call
+        if arguments:
+            call.silent = False
         if call.name:
             return ToolCallDelta(call.number, arguments=arguments, choice=self._choice) if arguments else None
         call.upstream_id = call.upstream_id or id
@@ -73,7 +77,13 @@ class CallPieces:
         if not name:
             return None
         call.name = name
+        self._silent.append(call)
         return ToolCallDelta(call.number, self._ids.claim(call.upstream_id), name, call.held, self._choice)
+
+    def close(self) -> list[ToolCallDelta]:
+        """The end of a choice that was not cut: a call without any arguments has an empty object of them."""
+        silent, self._silent = [call for call in self._silent if call.silent], []
+        return [ToolCallDelta(call.number, arguments="{}", choice=self._choice) for call in silent]
 
     def _find(self, index: int | None, id: str, name: str) -> _Call | None:
         """The call that this piece goes on with, None when it begins one."""

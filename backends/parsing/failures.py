@@ -101,9 +101,11 @@ def envelope(body: bytes) -> Envelope:
 
 
 def _read(value: dict[str, Any], raw: str) -> Envelope:
-    error = value.get("error")
+    error = value.get("error", value.get("errors"))
+    if isinstance(error, list) and error:
+        error = error[0]
     if isinstance(error, dict):
-        value = error
+        value = inner if isinstance(inner := error.get("error"), dict) else error
     elif isinstance(error, str) and error:
         value = {**value, "message": value.get("message") or error, "type": value.get("error_type")}
     elif isinstance(value.get("detail"), str):
@@ -116,8 +118,13 @@ def _read(value: dict[str, Any], raw: str) -> Envelope:
         if type(candidate) is int or (type(candidate) is str and candidate.isdecimal() and len(candidate) <= 5):
             number = _number(int(candidate))
             break
+    message = _text(value.get("message")) or _text(value.get("error_msg"))
+    if not message and "error_code" in value:
+        message = _text(value.get("text"))
+    if not message and code not in (None, 0, 200):
+        message = _text(value.get("msg"))
     return Envelope(
-        message=_text(value.get("message")) or (_text(value.get("text")) if "error_code" in value else ""),
+        message=message,
         type=_text(value.get("type")),
         code="context_length_exceeded" if code == 40303 else _text(code),
         param=_text(value.get("param")),

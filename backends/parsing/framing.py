@@ -6,12 +6,13 @@ What was asked does not settle it: some servers answer JSON to `stream: true`, a
 from __future__ import annotations
 
 from backends.parsing.lines import LineSplitter
-from backends.parsing.sse import SseEvent, SseParser
+from backends.parsing.sse import BOM, SseEvent, SseParser
 
 #: Largest JSON body in bytes: as much as `backends.remote.backend` lets through where no stream was asked for.
 MAX_BODY_BYTES = 64 * 1024 * 1024
-#: First bytes of `data`, `:`, `event` or `error`, `id`, `retry`, and of a byte order mark.
-_SSE_BEGINS = b"d:eir\xef"
+#: First bytes of `data`, `:`, `event` or `error`, `id`, `retry`.
+_SSE_BEGINS = b"d:eir"
+_SPACE = b" \t\r\n"
 _DATA = (b"data:", b"error:")
 
 
@@ -27,13 +28,19 @@ class EventsOrBody:
         self._max = max_body_bytes
         self._parser: SseParser | LineEvents = LineEvents() if by_line else SseParser()
         self._body = bytearray()
+        self._head = b""
         self.is_body: bool | None = None
         self.broken = ""
 
     def feed(self, data: bytes, /) -> list[SseEvent]:
         """Events completed by these bytes; none while a body is read."""
         if self.is_body is None:
-            data = data.lstrip(b" \t\r\n")
+            data = (self._head + data).lstrip(_SPACE)
+            if len(data) < len(BOM) and BOM.startswith(data):
+                self._head = data  # nothing, or the beginning of a byte order mark
+                return []
+            data = data.removeprefix(BOM).lstrip(_SPACE)
+            self._head = BOM if not data else b""
             if not data:
                 return []
             self.is_body = data[0] not in _SSE_BEGINS
@@ -95,20 +102,27 @@ class JsonLines:
 
     def __init__(self) -> None:
         self._lines = LineSplitter()
+        self._begun = False
         self.broken = ""
 
     def feed(self, data: bytes, /) -> list[SseEvent]:
         """Events completed by these bytes."""
         lines = self._lines.feed(data)
         self.broken = self._lines.broken
-        return [SseEvent(line) for line in lines]
+        return self._events(lines)
 
     def close(self) -> list[SseEvent]:
         """The body has ended: a last line without its newline, which may have been cut anywhere."""
         lines = self._lines.close()
         self.broken = self._lines.broken
-        return [SseEvent(line) for line in lines]
+        return self._events(lines)
 
     def take_body(self) -> bytes:
         """Nothing: see the class."""
         return b""
+
+    def _events(self, lines: list[bytes]) -> list[SseEvent]:
+        if lines and not self._begun:
+            self._begun = True
+            lines[0] = lines[0].removeprefix(BOM)
+        return [SseEvent(line) for line in lines if not line.isspace()]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import msgspec
 
-_BOM = b"\xef\xbb\xbf"
+#: A byte order mark.
+BOM = b"\xef\xbb\xbf"
 _DATA = b"data: "
 #: Largest event in bytes, framing included.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -88,11 +89,11 @@ class SseParser:
         """Drop a byte order mark, which may itself arrive in pieces."""
         head = bytes(self._tail) + data
         self._tail.clear()
-        if len(head) < len(_BOM) and _BOM.startswith(head):
+        if len(head) < len(BOM) and BOM.startswith(head):
             self._tail += head
             return b""
         self._begun = True
-        return head.removeprefix(_BOM)
+        return head.removeprefix(BOM)
 
     def _newlines(self, data: bytes) -> bytes:
         """CRLF and CR as LF. A CR is the raw byte only: inside JSON it is written as an escape."""

@@ -9,11 +9,6 @@ import codecs
 import re
 
 _LONE = re.compile("[\ud800-\udfff]")
-#: A `\\u` escape with an odd number of backslashes before it, low or high surrogates unpaired.
-_ESCAPE = re.compile(
-    rb"(?<!\\)((?:\\\\)*)"
-    rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
 
 
 class Utf8Decoder:
@@ -34,12 +29,3 @@ class Utf8Decoder:
 def scrub(text: str) -> str:
     """The text with every lone surrogate replaced by U+FFFD, so that it can be encoded."""
     return text if text.isascii() else _LONE.sub("\ufffd", text)
-
-
-def mend_escapes(json: bytes) -> bytes:
-    """JSON whose lone `\\uD800`-`\\uDFFF` escapes are replaced by `\\ufffd`.
-
-    Servers whose strings are UTF-16 (JavaScript) stream an emoji as two halves, each a lone escape, which strict JSON
-    readers refuse. For the slow path only, after a reader has refused.
-    """
-    return _ESCAPE.sub(lambda hit: hit[0] if hit[2] else hit[1] + rb"\ufffd", json)

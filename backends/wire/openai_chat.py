@@ -29,18 +29,21 @@ class ToolCallPiece(msgspec.Struct, gc=False):
 class Delta(msgspec.Struct, gc=False):
     """What a choice says: a stream's `delta` or a whole answer's `message`.
 
-    Reasoning is `reasoning` (vLLM >= 0.12) or `reasoning_content` (others).
+    Reasoning is `reasoning` (vLLM >= 0.12), `reasoning_content` (others) or `thinking` (what speaks as Ollama does).
+    `function_call` is what older servers answer with instead of `tool_calls`.
     """
 
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    thinking: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCallPiece] | None = None
+    function_call: FunctionPiece | None = None
 
 
 class ChoicePiece(msgspec.Struct, gc=False):
-    """One choice of a chunk or of a whole answer; `text` in completions."""
+    """One choice of a chunk or of a whole answer; `text` in completions. `usage`: where Moonshot AI tells it."""
 
     index: int = 0
     delta: Delta | None = None
@@ -48,6 +51,7 @@ class ChoicePiece(msgspec.Struct, gc=False):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: msgspec.Raw = EMPTY
+    usage: msgspec.Raw = EMPTY
 
 
 class Chunk(msgspec.Struct, gc=False):

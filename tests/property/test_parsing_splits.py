@@ -8,10 +8,11 @@ import re
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from backends.parsing.halves import lost, mend_escapes
 from backends.parsing.lines import LineSplitter
 from backends.parsing.sse import SseEvent, SseParser
 from backends.parsing.stops import StopCutter
-from backends.parsing.utf8 import Utf8Decoder, mend_escapes, scrub
+from backends.parsing.utf8 import Utf8Decoder, scrub
 
 CUTS = st.lists(st.integers(0, 400), max_size=12)
 PIECES = st.sampled_from(
@@ -132,6 +133,6 @@ def test_mended_json_is_what_json_means_with_lone_surrogates_replaced(text: str)
 
     import msgspec
 
-    mended = mend_escapes(json.dumps(text).encode())
+    mended = lost(mend_escapes(json.dumps(text).encode()))
     paired = json.loads(json.dumps(text))
     assert msgspec.json.decode(mended) == scrub(paired)

@@ -76,3 +76,12 @@ def test_vectors() -> None:
     for text in ("", "!!!!", "AAA=", "AADAfw=="):
         with pytest.raises(ValueError, match=r"float32|base64|finite"):
             unpack_base64(text)
+
+
+def test_a_call_without_arguments_gets_an_empty_object_at_its_end() -> None:
+    calls = pieces()
+    calls.feed(0, "a", "f", "")
+    calls.feed(1, "b", "g", '{"x":1}')
+    calls.feed(2, "c", "", "")
+    assert calls.close() == [ToolCallDelta(0, arguments="{}")]
+    assert calls.close() == []
