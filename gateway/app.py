@@ -20,6 +20,7 @@ from backends.core.errors import Draining
 from backends.core.usage import Usage
 from backends.engines import kinds
 from backends.engines.launch import EngineLaunch
+from gateway.auth.declared import tell_declared
 from gateway.auth.keys import WeakPepper, check_pepper
 from gateway.auth.keystore import NewKey, create_key, list_keys
 from gateway.auth.overlay import clashes, overlaid
@@ -254,11 +255,12 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
             client = Redis.from_url(redis_url, socket_timeout=5.0, socket_connect_timeout=2.0)
             sweeping = group.create_task(keep_swept(client, name=f"sweeper-{child.boot}", cost_of=cost_of))
             pricing = group.create_task(follow_prices(configuration.ledger_url, priced))
+            telling = group.create_task(tell_declared(configuration.ledger_url, lambda: snapshot))
             cleaning = group.create_task(keep_retention(configuration.ledger_url, kept, wall_us))
             try:
                 await run_ledger(redis_url, configuration.ledger_url, days.retain_days, line.draining, restore=restoring)
             finally:
-                for task in (sweeping, pricing, cleaning):
+                for task in (sweeping, pricing, telling, cleaning):
                     task.cancel()
         await client.aclose()
 

@@ -1,7 +1,6 @@
 """The dashboard *Keys and quotas*: who uses what, and who is near a limit. By name from the ledger, never from labels.
 
-Limits of teams are those of the database (made by the admin API or `switchyard teams`); those of teams that only the
-configuration file declares are not in SQL, so such teams are shown with their use alone.
+Limits of teams are those of the database (`owners`) and of the configuration file (`declared_teams`, written for this).
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ USD = "sum(cost_nusd) / 1e9"
 #: How much of a limit is taken at which a team is listed, as in gateway.limits.signals.
 NEAR = 0.8
 
-#: Every limit of a team in the database and what was used of it since its period or window began.
+#: Every limit of a team and what was used of it since its period or window began.
 _USE = """
 WITH stated AS (
   SELECT o.name, COALESCE(NULLIF(o.zone, ''), 'UTC') AS zone, one->>'unit' AS unit, (one->>'limit')::numeric AS most,
          one->>'period' AS period, (one->>'window_ms')::bigint AS window_ms, COALESCE(one->>'model', '') AS model
-  FROM owners o CROSS JOIN LATERAL jsonb_array_elements(o.limits::jsonb) AS one
-  WHERE o.kind = 'team' AND one->>'unit' <> 'slots' AND NOT COALESCE((one->>'shadow')::boolean, false)
+  FROM (SELECT name, zone, limits FROM owners WHERE kind = 'team' UNION ALL SELECT name, zone, limits FROM declared_teams) o
+    CROSS JOIN LATERAL jsonb_array_elements(o.limits::jsonb) AS one
+  WHERE one->>'unit' <> 'slots' AND NOT COALESCE((one->>'shadow')::boolean, false)
 ), since AS (
   SELECT stated.*, 1000000 * CASE WHEN period IS NULL THEN extract(epoch FROM now()) - window_ms / 1000.0
     ELSE extract(epoch FROM date_trunc(period, now() AT TIME ZONE zone) AT TIME ZONE zone) END AS since_us
@@ -60,7 +60,7 @@ TEAMS = Row(
         Panel("Spend by team", "USD by the price lists.", _series(USD), "currencyUSD", stacked=True),
         Panel(
             "Use against limit",
-            "Each limit of a team in the database, and what was used of it in its present period or window.",
+            "Each limit of a team, and what was used of it in its present period or window.",
             _sql(_USE.format(where="")),
             kind="table",
             width=16,

@@ -44,6 +44,14 @@ OWNERS = sa.Table(
     sa.Column("limits", sa.Text, nullable=False),
     sa.Column("created_us", sa.BigInteger, nullable=False),
 )
+#: The file's teams, told by the ledger's process for dashboards: see `gateway.auth.declared`. No gateway reads it.
+DECLARED_TEAMS = sa.Table(
+    "declared_teams",
+    METADATA,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("zone", sa.String(64), nullable=False),
+    sa.Column("limits", sa.Text, nullable=False),
+)
 #: What a model's tokens cost from an instant on, pico-USD per token. `deployment` "" = each that has no price of its own.
 PRICES = sa.Table(
     "prices",

@@ -83,9 +83,10 @@ def _tree(upstream: str, redis: RedisServer, postgres: PostgresServer, cert: Pat
             "local": {"tiers": [["tiny"]], "default_output_tokens": 12},
             "as-vllm": {"tiers": [["as-vllm"]]},
         },
+        "teams": {"declared": {"limits": [{"requests": 5000, "per": "calendar_day"}, {"concurrent": 50}]}},
         "keys": {
             "declared": [
-                declared_key("plain", PLAIN, user="ann"),
+                declared_key("plain", PLAIN, user="ann", team="declared"),
                 declared_key("few", FEW, limits=[{"requests": 2, "per": "hour"}]),
                 declared_key("near", NEAR, limits=[{"tokens": 10_000_000, "per": "hour"}, {"requests": 40, "per": "hour"}]),
                 declared_key("shadow", SHADOW, limits=[{"requests": 1, "per": "hour", "shadow": True}]),

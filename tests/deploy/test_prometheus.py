@@ -93,6 +93,10 @@ def test_the_use_of_a_team_is_what_the_ledger_has(watched: Watched) -> None:
     assert (sales["used"], sales["limit"], sales["per"]) == (requests, 60, "3600 s")
     (spend,) = (row for row in told if row["team"] == "sales" and row["unit"] == "USD")
     assert (float(str(spend["limit"])), spend["per"]) == (0.05, "day")
+    _, ((requests,),) = watched.house.sql("SELECT count(*) FROM ledger WHERE team_id = 'declared'", 0)
+    (declared,) = (row for row in told if row["team"] == "declared")
+    assert (declared["unit"], declared["used"], declared["limit"], declared["per"]) == ("requests", requests, 5000, "day")
+    assert requests
 
 
 def test_no_series_names_a_key_a_team_or_a_clients_words(watched: Watched) -> None:
@@ -105,4 +109,4 @@ def test_no_series_names_a_key_a_team_or_a_clients_words(watched: Watched) -> No
     for label in labels - {"__name__"}:
         for value in watched.prometheus.ask(f"label/{label}/values"):
             assert not value.startswith(("unknown-", "sk-")), (label, value)
-            assert value not in ("research", "sales", "ann"), (label, value)
+            assert value not in ("research", "sales", "declared", "ann"), (label, value)

@@ -91,7 +91,12 @@ def test_grafana_reads_usage_and_no_hash(postgres: PostgresServer) -> None:
             env=env, check=True, capture_output=True, timeout=60,
         )  # fmt: skip
     with psycopg.connect(f"host=127.0.0.1 port={postgres.port} user=grafana dbname=postgres", autocommit=True) as connection:
-        for allowed in ("SELECT * FROM ledger", "SELECT * FROM owners", "SELECT id, name, team FROM keys"):
+        for allowed in (
+            "SELECT * FROM ledger",
+            "SELECT * FROM owners",
+            "SELECT * FROM declared_teams",
+            "SELECT id, name, team FROM keys",
+        ):
             connection.execute(allowed)
         for refused in (
             "SELECT hash FROM keys",
