@@ -137,7 +137,7 @@ def prompt_server(dialect_name: str) -> PromptServer | None:
 
 
 def batch(dialect: Dialect) -> int:
-    """How many inputs an embedding request may have at such a server; 0 = as many as ours."""
+    """How many inputs, or documents, a request may have at such a server; 0 = as many as ours."""
     return dialect.batch if isinstance(dialect, Tei) else 0
 
 

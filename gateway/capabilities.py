@@ -48,11 +48,12 @@ def _engines() -> Iterator[str]:
     yield "| engine | kinds | can | cannot |\n| --- | --- | --- | --- |"
     for kind in sorted(kinds.ENGINES):
         yield _row(f"`{kind}`", kinds.engine_capabilities(kind, {}))
-        yield _row(f"`{kind}`, `embedding: true`", kinds.engine_capabilities(kind, {"embedding": True}))
+        for work in ("embedding", "rerank"):
+            yield _row(f"`{kind}`, `{work}: true`", kinds.engine_capabilities(kind, {work: True}))
     yield ""
 
 
-_KINDS = ("chat", "completions", "embeddings")
+_KINDS = ("chat", "completions", "embeddings", "rerank")
 
 
 def _row(title: str, can: Capabilities) -> str:

@@ -26,6 +26,7 @@ from backends.core.request import (
     Message,
     Output,
     Prompt,
+    RerankRequest,
     Sampling,
     Text,
     Tool,
@@ -129,6 +130,8 @@ class _Examination:
                 await self._conversation(backend, can)
             elif "embeddings" in can:
                 await self._embedding(backend)
+            elif "rerank" in can:
+                await self._rerank(backend)
         if report.reachable == "yes":
             report.server, findings = await inspect(deployment, self._timeout_s)
             report.findings += findings
@@ -266,6 +269,11 @@ class _Examination:
             await self._models()
         if probe is not None and not probe.answer.items:
             self._finds("embeddings: no vector came")
+
+    async def _rerank(self, backend: Backend) -> None:
+        probe = await self._ask(backend, RerankRequest(self._deployment.model, "hello", ("hello", "bye")), "rerank")
+        if probe is not None and len(probe.answer.items) != 2:
+            self._finds("rerank: a score is missing")
 
     async def _models(self) -> None:
         """Whether the server's own list names the model."""

@@ -1,7 +1,7 @@
 """What a backend can do, as data, and what a job asks of it.
 
 A capability is a request parameter's wire name (`temperature`, `top_k`, `n`, `tools`, `response_format.json_schema`,
-`logprobs` …) or a kind of work (`chat`, `completions`, `embeddings`). A dialect declares its set; quirks and a
+`logprobs` …) or a kind of work (`chat`, `completions`, `embeddings`, `rerank`). A dialect declares its set; quirks and a
 deployment's configuration add to or take from it.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from backends.core.errors import UnsupportedParameter
-from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Sampling
+from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, RerankRequest, Sampling
 
 Capabilities = frozenset[str]
 ParamsRule = Literal["reject", "drop", "forward"]
@@ -40,9 +40,14 @@ def asked(job: Job) -> frozenset[str]:
         if any(one.tokens is not None for one in job.inputs):
             names.add("token_input")
         return frozenset(names)
+    if isinstance(job, RerankRequest):
+        return _RERANK
     names = {"completions" if job.prompts else "chat", *job.sampling.stated()}
     _generation(job, names)
     return frozenset(names)
+
+
+_RERANK = frozenset({"rerank"})
 
 
 def _generation(job: GenerationRequest, names: set[str]) -> None:
@@ -109,7 +114,7 @@ def resolve(job: Job, capabilities: Capabilities, rule: ParamsRule) -> Job:
     if refused := sorted(lacks - tolerated):
         name = refused[0]
         raise UnsupportedParameter(f"The model {job.model!r} does not support {name!r} here.", param=name.partition(".")[0])
-    if rule == "forward" or isinstance(job, EmbeddingRequest):
+    if rule == "forward" or not isinstance(job, GenerationRequest):
         return job
     changes: dict[str, object] = dict.fromkeys(tolerated & {"parallel_tool_calls", "reasoning_effort"})
     if "logprobs" in tolerated:

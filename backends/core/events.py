@@ -80,17 +80,24 @@ class ToolCallDelta(msgspec.Struct, frozen=True, gc=False, tag="tool_call_delta"
     choice: int = 0
 
 
-class Embedding(msgspec.Struct, frozen=True, gc=False):
+class Embedding(msgspec.Struct, frozen=True, gc=False, tag="embedding"):
     """One embedding: `vector` is float32 little-endian, packed."""
 
     index: int
     vector: bytes
 
 
+class Score(msgspec.Struct, frozen=True, gc=False, tag="score"):
+    """How well document number `index` answers the query: more is better. Finite; the range is the model's own."""
+
+    index: int
+    relevance: float
+
+
 class Item(msgspec.Struct, frozen=True, gc=False, tag="item"):
     """One result of a job that is not a generation."""
 
-    value: Embedding
+    value: Embedding | Score
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False, tag="finish"):

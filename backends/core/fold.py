@@ -16,6 +16,7 @@ from backends.core.events import (
     Item,
     ReasoningDelta,
     RefusalDelta,
+    Score,
     Started,
     TextDelta,
     TokenLogprob,
@@ -46,7 +47,7 @@ class Answer(msgspec.Struct):
 
     model: str = ""
     choices: dict[int, Choice] = msgspec.field(default_factory=dict)
-    items: list[Embedding] = msgspec.field(default_factory=list)
+    items: list[Embedding | Score] = msgspec.field(default_factory=list)
     usage: Usage | None = None
 
 

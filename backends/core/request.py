@@ -156,4 +156,12 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, gc=False, tag="embedding"):
     dimensions: int | None = None
 
 
-Job = GenerationRequest | EmbeddingRequest
+class RerankRequest(msgspec.Struct, frozen=True, gc=False, tag="rerank"):
+    """Score each document by how well it answers the query: one `Score` a document, in any order."""
+
+    model: str
+    query: str
+    documents: tuple[str, ...]
+
+
+Job = GenerationRequest | EmbeddingRequest | RerankRequest

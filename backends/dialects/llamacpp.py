@@ -1,4 +1,5 @@
-"""llama.cpp's server in its own words: `/completion` (events or JSON), `/infill` for a prompt with a suffix, `/embedding`.
+"""llama.cpp's server in its own words: `/completion` (events or JSON), `/infill` for a prompt with a suffix, `/embedding`,
+`/rerank`.
 
 Source: llama.cpp `tools/server` as vendored in llama-cpp-python 0.3.36 (2026); the 2023-24 form (`stopped_eos`,
 `stopped_limit`, no `index`) is read too. `base_url` is the server's root: bare `/completions` is native there.
@@ -21,17 +22,18 @@ from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, UnsupportedParameter, UpstreamProtocol
 from backends.core.events import Candidate, FinishReason, TokenLogprob
 from backends.core.facts import Facts
-from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Prompt, Tool
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Prompt, RerankRequest, Tool
 from backends.dialects.answers import UNREADABLE
 from backends.dialects.openai_compatible import Quirks, encode_message, encode_tool
+from backends.dialects.rerank_answers import rerank_body, rerank_decoder
 from backends.dialects.text_answers import Form, Piece, TextDecoder
-from backends.dialects.vector_answers import VectorDecoder, Vectors
+from backends.dialects.vector_answers import Vectors, vector_decoder
 from backends.parsing import failures
 from backends.parsing.vectors import pack
 from backends.wire.llamacpp import Completion, Detokenized, EmbeddingItem, Props, SlotState, Templated, Tokenized
 
 CAPABILITIES: Capabilities = (OPENAI_SAMPLING | LOCAL_SAMPLING | {
-    *("chat", "completions", "embeddings", "token_input", "n", "logprobs", "grammar", "suffix", "needs_output_cap"),
+    *("chat", "completions", "embeddings", "rerank", "token_input", "n", "logprobs", "grammar", "suffix", "needs_output_cap"),
     *("response_format.json_object", "response_format.json_schema"),
 }) - {"min_tokens"}  # fmt: skip
 _JSON: Mapping[str, str] = {"content-type": "application/json"}
@@ -72,6 +74,8 @@ class LlamaCpp:
         if isinstance(job, EmbeddingRequest):
             content = [list(one.tokens) if one.tokens is not None else one.text for one in job.inputs]
             return _post("/embedding", {"content": content})
+        if isinstance(job, RerankRequest):
+            return _post("/rerank", rerank_body(job))
         prompts = prompts or job.prompts
         if not prompts:
             raise ValueError("a conversation must be rendered by a chat template first")
@@ -98,7 +102,9 @@ class LlamaCpp:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return VectorDecoder(job, _vectors) if isinstance(job, EmbeddingRequest) else TextDecoder(job, _FORM)
+        if isinstance(job, EmbeddingRequest):
+            return vector_decoder(job, _vectors)
+        return rerank_decoder(job) if isinstance(job, RerankRequest) else TextDecoder(job, _FORM)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""

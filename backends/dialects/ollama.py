@@ -21,8 +21,9 @@ from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInpu
 from backends.core.usage import ABSURD, Usage
 from backends.dialects.openai_compatible import encode_tool
 from backends.dialects.openai_details import read_arguments, token_logprobs
+from backends.dialects.plain_prompts import generation
 from backends.dialects.text_answers import Called, Form, Piece, TextDecoder
-from backends.dialects.vector_answers import VectorDecoder, Vectors
+from backends.dialects.vector_answers import Vectors, vector_decoder
 from backends.parsing import failures
 from backends.parsing.failures import Envelope
 from backends.parsing.vectors import pack
@@ -103,6 +104,7 @@ class Ollama:
             if job.dimensions is not None:
                 wanted["dimensions"] = job.dimensions
             return _post("/api/embed", wanted)
+        job = generation(job)
         prompts = prompts or job.prompts
         if len(prompts) > 1:
             raise UnsupportedParameter(f"The model {job.model!r} takes one prompt at a time here.", param="prompt")
@@ -136,7 +138,9 @@ class Ollama:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return VectorDecoder(job, _vectors) if isinstance(job, EmbeddingRequest) else TextDecoder(job, _FORM)
+        if isinstance(job, EmbeddingRequest):
+            return vector_decoder(job, _vectors)
+        return TextDecoder(generation(job), _FORM)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""

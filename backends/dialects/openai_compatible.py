@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's `/chat/completions`, `/completions` and `/embeddings`.
+"""Any server that speaks OpenAI's `/chat/completions`, `/completions` and `/embeddings`, and Jina's `/rerank` beside them.
 
 Source: openai-openapi spec 2.3.0 (2026-08-21); what servers do differently is data (`Quirks`), one line each in
 `backends.dialects.server_quirks`, read in the servers' sources at the versions named there. `base_url` ends in `/v1`.
@@ -26,12 +26,14 @@ from backends.core.request import (
     Message,
     Part,
     Prompt,
+    RerankRequest,
     Sampling,
     Text,
     Tool,
 )
 from backends.dialects.openai_answers import GenerationDecoder
 from backends.dialects.openai_embeddings import embedding_decoder
+from backends.dialects.rerank_answers import rerank_body, rerank_decoder
 from backends.parsing import failures
 
 #: What OpenAI's own API takes.
@@ -115,6 +117,8 @@ class OpenAICompatible:
         """The request for a job. `prompts`, where given, take the place of the job's own conversation."""
         if isinstance(job, EmbeddingRequest):
             return UpstreamRequest("POST", "/embeddings", _JSON, msgspec.json.encode(self._embedding(job)))
+        if isinstance(job, RerankRequest):
+            return UpstreamRequest("POST", "/rerank", _JSON, msgspec.json.encode(rerank_body(job)))
         prompts = prompts or job.prompts
         stream = job.stream or (self.quirks.usage_per_choice and job.choices > 1)
         body: dict[str, object] = {"model": job.model, "stream": stream}
@@ -144,7 +148,9 @@ class OpenAICompatible:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return embedding_decoder(job) if isinstance(job, EmbeddingRequest) else GenerationDecoder(job, self.quirks)
+        if isinstance(job, EmbeddingRequest):
+            return embedding_decoder(job)
+        return rerank_decoder(job) if isinstance(job, RerankRequest) else GenerationDecoder(job, self.quirks)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""

@@ -6,16 +6,17 @@ import msgspec
 
 from backends.core.request import EmbeddingRequest
 from backends.dialects.openai_details import read_usage
-from backends.dialects.vector_answers import VectorDecoder, Vectors
+from backends.dialects.vector_answers import Vectors, vector_decoder
+from backends.dialects.whole_answers import WholeDecoder
 from backends.parsing.vectors import pack, unpack_base64
 from backends.wire.openai_chat import EmbeddingList
 
 _read_embeddings = msgspec.json.Decoder(EmbeddingList, strict=False).decode
 
 
-def embedding_decoder(job: EmbeddingRequest) -> VectorDecoder:
+def embedding_decoder(job: EmbeddingRequest) -> WholeDecoder:
     """A fresh decoder of the answer of `/embeddings`."""
-    return VectorDecoder(job, _read)
+    return vector_decoder(job, _read)
 
 
 def _read(body: bytes) -> Vectors:

@@ -8,17 +8,17 @@ import msgspec
 
 from backends.core.contracts import UpstreamRequest
 from backends.core.errors import UnsupportedParameter
-from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt
+from backends.core.request import GenerationRequest, Job, Prompt
 
 
 def generation(job: Job) -> GenerationRequest:
     """The job, for servers that only generate.
 
     Raises:
-        UnsupportedParameter: embeddings are asked.
+        UnsupportedParameter: another kind of work is asked.
     """
-    if isinstance(job, EmbeddingRequest):
-        raise UnsupportedParameter(f"The model {job.model!r} makes no embeddings here.", param="model")
+    if not isinstance(job, GenerationRequest):
+        raise UnsupportedParameter(f"The model {job.model!r} only generates text here.", param="model")
     return job
 
 

@@ -13,6 +13,8 @@ from types import MappingProxyType
 from backends.core.capabilities import LOCAL_SAMPLING, TOOLS
 from backends.dialects.openai_compatible import Quirks
 
+#: Servers that answer `/rerank` beside OpenAI's paths.
+_RERANK = frozenset({"rerank"})
 _NO_SUFFIX = frozenset({"suffix", "reasoning_effort"})
 #: What servers of text alone lack: tools, forms of output, several choices, embeddings, images, token ids.
 _TEXT_ONLY = (
@@ -34,7 +36,7 @@ _QUIRKS = (
     # `guided_*` is silently ignored since 0.12; `reasoning` was `reasoning_content`.
     Quirks(
         "vllm",
-        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}),
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}) | _RERANK,
         chat_cap="max_completion_tokens",
         reasoning_field="reasoning",
         schema_field=("structured_outputs", "json"),
@@ -45,7 +47,7 @@ _QUIRKS = (
     # form of tool_choice is not read; with n > 1 or several prompts usage is each choice's own (seen in xllamacpp).
     Quirks(
         "llamacpp",
-        adds=_LLAMA | {"grammar"},
+        adds=_LLAMA | {"grammar"} | _RERANK,
         lacks=_NO_SUFFIX | {"dimensions"},
         spelling=(("repetition_penalty", "repeat_penalty"), ("min_tokens", "")),
         reasoning_field="reasoning_content",
@@ -74,7 +76,7 @@ _QUIRKS = (
     ),
     Quirks(
         "sglang",
-        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}),
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}) | _RERANK,
         lacks=frozenset({"suffix"}),
         reasoning_field="reasoning_content",
         grammar_field=("ebnf",),
@@ -94,7 +96,7 @@ _QUIRKS = (
     ),
     Quirks(
         "localai",
-        adds=_LLAMA | {"grammar"},
+        adds=_LLAMA | {"grammar"} | _RERANK,
         lacks=_NO_SUFFIX | {"logprobs", "token_input"},
         spelling=(("repetition_penalty", "repeat_penalty"), ("min_tokens", "")),
         grammar_field=("grammar",),

@@ -1,7 +1,7 @@
-"""Text Embeddings Inference in its own words: `/embed`.
+"""Text Embeddings Inference in its own words: `/embed`, and `/rerank` for a server whose model is a reranker.
 
 Source: huggingface text-embeddings-inference router/src/http (2026). `base_url` is the server's root. The answer is a
-bare array of vectors in the order of the inputs; it tells no usage.
+bare array of vectors in the order of the inputs, or of `{index, score}`, the best first; it tells no usage.
 
 A server takes 32 inputs at once unless told otherwise, and refuses more: longer lists are sent in pieces. It serves one model,
 so the model's name is not sent.
@@ -17,13 +17,14 @@ from backends.core.capabilities import Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
 from backends.core.errors import BackendError, UnsupportedParameter
 from backends.core.facts import Facts
-from backends.core.request import EmbeddingRequest, Job, Prompt
+from backends.core.request import EmbeddingRequest, Job, Prompt, RerankRequest
 from backends.dialects.plain_prompts import post
-from backends.dialects.vector_answers import VectorDecoder, Vectors
+from backends.dialects.rerank_answers import rerank_decoder
+from backends.dialects.vector_answers import Vectors, vector_decoder
 from backends.parsing import failures
 from backends.parsing.vectors import pack
 
-CAPABILITIES: Capabilities = frozenset({"embeddings", "dimensions", "token_input"})
+CAPABILITIES: Capabilities = frozenset({"embeddings", "dimensions", "token_input", "rerank"})
 
 
 class _Info(msgspec.Struct, gc=False):
@@ -63,6 +64,8 @@ class Tei:
         Raises:
             UnsupportedParameter: text is to be generated.
         """
+        if isinstance(job, RerankRequest):
+            return post("/rerank", {"query": job.query, "texts": list(job.documents)})
         job = _embedding(job)
         inputs = [list(one.tokens) if one.tokens is not None else one.text for one in job.inputs]
         body: dict[str, object] = {"inputs": inputs}
@@ -72,7 +75,7 @@ class Tei:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        return VectorDecoder(_embedding(job), _vectors)
+        return rerank_decoder(job) if isinstance(job, RerankRequest) else vector_decoder(_embedding(job), _vectors)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
@@ -96,7 +99,7 @@ def facts(bodies: Sequence[bytes]) -> Facts:
 
 def _embedding(job: Job) -> EmbeddingRequest:
     if not isinstance(job, EmbeddingRequest):
-        raise UnsupportedParameter(f"The model {job.model!r} only makes embeddings here.", param="model")
+        raise UnsupportedParameter(f"The model {job.model!r} only makes embeddings or scores here.", param="model")
     return job
 
 

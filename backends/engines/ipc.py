@@ -27,7 +27,7 @@ from backends.core.errors import (
 from backends.core.events import Event
 from backends.core.request import GenerationRequest, Job
 
-VERSION = 1
+VERSION = 2
 #: Bytes of a frame's body, and of the first one from a peer that has not shown its token.
 MAX_FRAME = 64 << 20
 MAX_HELLO = 4096

@@ -43,6 +43,7 @@ KNOW_HUBS = frozenset({"vllm", "transformers"})
 _OPTIONS: Mapping[str, type[msgspec.Struct]] = MappingProxyType({"vllm": VllmOptions, "transformers": TransformersOptions})
 #: Engines that hide control tokens unless they are told which are to be shown.
 _SHOWS = frozenset({"llamacpp", "transformers"})
+_RANKS: Capabilities = frozenset({"rerank"})
 _EMBEDS: Capabilities = frozenset({"embeddings", "token_input", "dimensions"})
 #: Engine kinds to `module:callable`, an import string: workers never import an engine.
 ENGINES: Mapping[str, str] = MappingProxyType(
@@ -97,4 +98,6 @@ def engine_capabilities(kind: str, options: Mapping[str, object]) -> Capabilitie
         raise ValueError(f"unknown engine kind {kind!r}; known: {', '.join(sorted(_GENERATES))}")
     if options.get("embedding"):
         return _EMBEDS
+    if options.get("rerank"):
+        return _RANKS
     return _GENERATES[kind] | (TOOLS if reads_tools(kind, options) else frozenset())

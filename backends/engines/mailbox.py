@@ -27,6 +27,10 @@ class Mailbox:
         if events:
             self._letters.put((id, events))
 
+    def alive(self) -> None:
+        """Work goes on that has nothing to tell yet."""
+        self._letters.put(("", ()))
+
     def fail(self, error: BaseException) -> None:
         """The engine is broken: `take` raises this."""
         self._letters.put(error)
@@ -65,4 +69,4 @@ class Mailbox:
             try:
                 letter = self._letters.get_nowait()
             except queue.Empty:
-                return list(taken.items())
+                return [(id, events) for id, events in taken.items() if events]

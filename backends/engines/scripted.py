@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from backends.core.errors import BadRequest, ContextTooLong, Overloaded, UnsupportedParameter
-from backends.core.events import Candidate, Embedding, Event, Failure, Item, Started, TokenLogprob
-from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt
+from backends.core.events import Candidate, Embedding, Event, Failure, Item, Score, Started, TokenLogprob
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt, RerankRequest
 from backends.core.usage import Usage
 from backends.engines.choice import ChoiceText
 from backends.engines.journal import Journal
@@ -36,7 +36,7 @@ class ScriptedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     with the last message's own words instead. `prefill`: prompt tokens per step and slot. `delay_steps`: steps of
     nothing before the prefill. `step_s`: seconds to sleep per step. `fail_at`: fail a job at this output token.
     `die_at_step`: raise out of that step, as a broken engine does; `hang_at_step`: never return from it.
-    `embedding`: width of vectors, 0 = generate.
+    `embedding`: width of vectors, 0 = generate; `rerank`: the share of the query's words that a document has, instead.
     `load_error`: refuse to load with this reason. `log`, `step_log`: the journal's files. `figures`: what it tells besides,
     as vLLM tells its own, each the number of its steps so far.
     """
@@ -51,6 +51,7 @@ class ScriptedOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     die_at_step: int = 0
     hang_at_step: int = 0
     embedding: int = 0
+    rerank: bool = False
     load_error: str = ""
     load_s: float = 0.0
     figures: tuple[str, ...] = ()
@@ -105,7 +106,7 @@ class ScriptedEngine:
         self._waiting: deque[_Seq] = deque()
         self._running: list[_Seq] = []
         self._jobs: dict[str, _Running] = {}
-        self._embedding: deque[tuple[str, EmbeddingRequest]] = deque()
+        self._pooling: deque[tuple[str, EmbeddingRequest | RerankRequest]] = deque()
         self._steps = 0
 
     def submit(self, job: Job, id: str) -> None:
@@ -118,12 +119,13 @@ class ScriptedEngine:
         self._journal.job("submit", id)
 
     def _take(self, job: Job, id: str) -> None:
-        if isinstance(job, EmbeddingRequest) is not bool(self.options.embedding):
+        kind = EmbeddingRequest if self.options.embedding else RerankRequest if self.options.rerank else GenerationRequest
+        if not isinstance(job, kind):
             raise BadRequest("This model does not do that kind of work.", param="model")
-        if isinstance(job, EmbeddingRequest):
-            if job.dimensions not in (None, self.options.embedding):
+        if not isinstance(job, GenerationRequest):
+            if isinstance(job, EmbeddingRequest) and job.dimensions not in (None, self.options.embedding):
                 raise UnsupportedParameter("The model's vectors have one width only.", param="dimensions")
-            self._embedding.append((id, job))
+            self._pooling.append((id, job))
             return
         if len(self._waiting) + job.choices > self._queue + self._slots - len(self._running):
             raise Overloaded("The model's queue is full.", retry_after_ms=1000)
@@ -140,11 +142,11 @@ class ScriptedEngine:
 
     def cancel(self, id: str) -> None:
         """Forget a job; as `Engine`."""
-        before = len(self._embedding)
-        self._embedding = deque(one for one in self._embedding if one[0] != id)
+        before = len(self._pooling)
+        self._pooling = deque(one for one in self._pooling if one[0] != id)
         running = self._jobs.pop(id, None)
         if running is None:
-            if len(self._embedding) != before:
+            if len(self._pooling) != before:
                 self._journal.job("cancel", id, was="queued")
             return
         self._waiting = deque(seq for seq in self._waiting if seq.job is not running)
@@ -163,7 +165,7 @@ class ScriptedEngine:
 
     def busy(self) -> bool:
         """Whether there is work."""
-        return bool(self._jobs or self._embedding)
+        return bool(self._jobs or self._pooling)
 
     def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
         """One step; as `Engine`."""
@@ -187,9 +189,9 @@ class ScriptedEngine:
             rows[seq.job.id] = rows.get(seq.job.id, 0) + made
             prefill += made if was_prefill else 0
             decode += 0 if was_prefill else made
-        if self._embedding:
-            id, job = self._embedding.popleft()
-            out[id] = self._embed(job)
+        if self._pooling:
+            id, job = self._pooling.popleft()
+            out[id] = self._embed(job) if isinstance(job, EmbeddingRequest) else _ranked(job)
             self._journal.job("finish", id)
         step_s = time.monotonic() - began
         self._journal.step(rows, prefill, decode, step_s, step_s)
@@ -249,6 +251,8 @@ class ScriptedEngine:
 
     def prompt_tokens(self, job: Job) -> int:
         """As `CountsPrompts`."""
+        if isinstance(job, RerankRequest):
+            return _pair_tokens(job)
         prompts = [_words(prompt) for prompt in job.inputs] if isinstance(job, EmbeddingRequest) else _prompts(job)
         return sum(map(len, prompts))
 
@@ -274,14 +278,14 @@ class ScriptedEngine:
 
     def describe(self) -> Mapping[str, object]:
         """Facts and figures; as `Engine`."""
-        embedding = bool(self.options.embedding)
+        pooled = ["embeddings", "token_input"] if self.options.embedding else ["rerank"] if self.options.rerank else []
         return {
             "context": self.context,
             "slots": self._slots,
-            "capabilities": ["embeddings", "token_input"] if embedding else list(CAPABILITIES),
+            "capabilities": pooled or list(CAPABILITIES),
             "embedding_width": self.options.embedding,
             "running": len(self._running),
-            "queued": len(self._waiting) + len(self._embedding),
+            "queued": len(self._waiting) + len(self._pooling),
             "steps": self._steps,
             "vllm": dict.fromkeys(self.options.figures, self._steps),
         }
@@ -289,6 +293,18 @@ class ScriptedEngine:
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
+
+
+def _ranked(job: RerankRequest) -> list[Event]:
+    words = set(job.query.split())
+    events: list[Event] = [Started(job.model)]
+    for index, document in enumerate(job.documents):
+        events.append(Item(Score(index, len(words & set(document.split())) / max(1, len(words)))))
+    return [*events, Usage(_pair_tokens(job), 0, source="counted")]
+
+
+def _pair_tokens(job: RerankRequest) -> int:
+    return len(job.query.split()) * len(job.documents) + sum(len(one.split()) for one in job.documents)
 
 
 def _prompts(job: GenerationRequest) -> list[list[str]]:

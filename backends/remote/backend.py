@@ -14,7 +14,7 @@ from backends.core.capabilities import Capabilities, ParamsRule, resolve
 from backends.core.contracts import Batches, Decoder, Dialect
 from backends.core.errors import BackendError, UpstreamProtocol
 from backends.core.events import Event, Failure
-from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt
+from backends.core.request import GenerationRequest, Job, Prompt
 from backends.remote.counted import Untold, counted
 from backends.remote.transport import Response, Timeouts, Transport
 
@@ -86,7 +86,7 @@ class RemoteBackend:
     def resolve(self, job: Job) -> Job:
         """The job as this deployment may be given it."""
         job = resolve(job, self._capabilities, self._params)
-        if not self._stops or not self.dialect.needs_prompt or isinstance(job, EmbeddingRequest) or job.prompts:
+        if not self._stops or not self.dialect.needs_prompt or not isinstance(job, GenerationRequest) or job.prompts:
             return job
         own = job.sampling.stop
         stops = (*own, *(stop for stop in self._stops if stop not in own))

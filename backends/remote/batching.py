@@ -1,4 +1,4 @@
-"""Embeddings of more inputs than a server takes at once: in pieces, one after the other, their results in one stream."""
+"""Embeddings and scores of more inputs than a server takes at once: in pieces, one by one, their results in one stream."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import AbstractAsyncContextManager
 import msgspec
 
 from backends.core.contracts import Backend, Batches
-from backends.core.events import Embedding, Event, Failure, Item, Started
-from backends.core.request import EmbeddingRequest, Job
+from backends.core.events import Event, Failure, Item, Started
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, RerankRequest
 from backends.core.usage import Usage
 from backends.remote.held import HeldAnswer
 
 
 class Batching:
-    """A `Backend` over another one. `size`: inputs that the other takes at once."""
+    """A `Backend` over another one. `size`: inputs, or documents, that the other takes at once."""
 
     def __init__(self, inner: Backend, size: int) -> None:
         self._inner = inner
@@ -23,13 +23,9 @@ class Batching:
 
     def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`. A failure of a piece ends all."""
-        if not isinstance(job, EmbeddingRequest) or len(job.inputs) <= self._size:
+        if isinstance(job, GenerationRequest) or _count(job) <= self._size:
             return self._inner.open(job)
-        starts = range(0, len(job.inputs), self._size)
-        return _Pieces(
-            self._inner,
-            [msgspec.structs.replace(job, inputs=job.inputs[start : start + self._size]) for start in starts],
-        )
+        return _Pieces(self._inner, [_piece(job, start, self._size) for start in range(0, _count(job), self._size)])
 
     async def aclose(self) -> None:
         """Close the inner backend."""
@@ -39,7 +35,7 @@ class Batching:
 class _Pieces(HeldAnswer):
     """The pieces of one job."""
 
-    def __init__(self, inner: Backend, pieces: Sequence[EmbeddingRequest]) -> None:
+    def __init__(self, inner: Backend, pieces: Sequence[EmbeddingRequest | RerankRequest]) -> None:
         super().__init__(inner)
         self._pieces = pieces
 
@@ -54,10 +50,20 @@ class _Pieces(HeldAnswer):
                 if isinstance(event, Usage):
                     usages.append(event)
                 elif isinstance(event, Item):
-                    out.append(Item(Embedding(first + event.value.index, event.value.vector)))
+                    out.append(Item(msgspec.structs.replace(event.value, index=first + event.value.index)))
                 elif not isinstance(event, Started) or not out:
                     out.append(event)
-            first += len(piece.inputs)
+            first += _count(piece)
         if len(usages) == len(self._pieces):
             out.append(Usage(sum(one.input_tokens for one in usages), 0, source=usages[0].source))
         return out
+
+
+def _count(job: EmbeddingRequest | RerankRequest) -> int:
+    return len(job.inputs if isinstance(job, EmbeddingRequest) else job.documents)
+
+
+def _piece(job: EmbeddingRequest | RerankRequest, start: int, size: int) -> EmbeddingRequest | RerankRequest:
+    if isinstance(job, EmbeddingRequest):
+        return msgspec.structs.replace(job, inputs=job.inputs[start : start + size])
+    return msgspec.structs.replace(job, documents=job.documents[start : start + size])

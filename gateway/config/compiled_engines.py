@@ -16,6 +16,8 @@ from gateway.domain.engines import EngineKeep
 
 #: A model's name on a hub: an organisation and a name.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+#: What several kinds of engines know, and the file has keys of its own for.
+_SHARED = ("threads", "batch", "gpu_layers")
 #: Told of a key's problem and its mend.
 Report = Callable[[KeyPath, str, str], None]
 
@@ -32,7 +34,7 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, 
     """
     path: KeyPath = ("engines", name)
     # Only what was stated: another kind of engine need not know these.
-    options = entry.model_dump(include={"embedding", "threads", "batch", "gpu_layers"}, exclude_unset=True, exclude_none=True)
+    options = entry.model_dump(include={"embedding", "rerank", *_SHARED}, exclude_unset=True, exclude_none=True)
     options |= entry.options
     if known:
         options |= kinds.marker_options(
@@ -42,6 +44,8 @@ def compile_engine(name: str, entry: EngineEntry, base: Path, *, template: str, 
         options["template"] = template
     if entry.lora:
         options["lora"] = {adapter: str(base / file) for adapter, file in entry.lora.items()}
+    if options.get("embedding") and options.get("rerank"):
+        report((*path, "rerank"), "a model makes embeddings or scores, not both", "keep one of embedding and rerank")
     if "\0" in entry.model:
         report((*path, "model"), "a path cannot hold a NUL", "write the path of the model file")
     _environment((*path, "environment"), entry.environment, report)

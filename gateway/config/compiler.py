@@ -47,7 +47,7 @@ CAPABILITY_NAMES = (
     | LOCAL_SAMPLING
     | {"chat", "completions", "embeddings", "dimensions", "token_input", "n", "tools", "tool_choice", "parallel_tool_calls"}
     | {"grammar", "response_format.json_object", "response_format.json_schema", "reasoning_effort", "logprobs", "suffix"}
-    | {"image_url"}
+    | {"image_url", "rerank"}
 )
 
 
@@ -330,12 +330,10 @@ class Compiler:
         """What its dialect or engine declares; None when a name is wrong, which is reported elsewhere."""
         if one.engine:
             entry = self._dynamic.engines.get(one.engine)
-            known = entry is not None and entry.kind in kinds.ENGINES
-            return (
-                kinds.engine_capabilities(entry.kind, {**entry.options, "embedding": entry.embedding})
-                if entry and known
-                else None
-            )
+            if entry is None or entry.kind not in kinds.ENGINES:
+                return None
+            work = {"embedding": entry.embedding, "rerank": entry.rerank}
+            return kinds.engine_capabilities(entry.kind, {**entry.options, **work})
         try:
             return registry.dialect(one.dialect, one.quirks, one.options).capabilities
         except ValueError:

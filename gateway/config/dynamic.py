@@ -136,6 +136,7 @@ class EngineEntry(Entry):
         default=64, ge=0, le=100_000, description="requests that may wait inside the engine beyond its slots; more is a 503"
     )
     embedding: bool = Field(default=False, description="the model makes embeddings instead of text")
+    rerank: bool = Field(default=False, description="the model scores documents against a query instead of making text")
     threads: int | None = Field(
         default=None,
         ge=1,
@@ -201,7 +202,8 @@ class EngineEntry(Entry):
         default_factory=dict, description="environment variables of the engine's process, such as CUDA_VISIBLE_DEVICES"
     )
     options: dict[str, object] = Field(
-        default_factory=dict, description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch"
+        default_factory=dict,
+        description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch, rerank_template",
     )
 
 

@@ -12,13 +12,17 @@ import msgspec
 
 from gateway.protocols.openai_errors import ErrorResponse
 from gateway.protocols.openai_wire import IGNORED, ChatBody, CompletionBody, EmbeddingBody
+from gateway.protocols.rerank import RerankBody, ScoreBody
 
 _REF = "#/components/schemas/{name}"
 _GENERATION = (
     ("/v1/chat/completions", ChatBody, "Chat completion", "chat.completion, or a stream of chat.completion.chunk events"),
     ("/v1/completions", CompletionBody, "Plain completion", "text_completion, whole or as a stream of events"),
     ("/v1/embeddings", EmbeddingBody, "Embeddings", "a list of embeddings, as floats or base64 of float32 little-endian"),
+    ("/v1/rerank", RerankBody, "Documents by relevance", "results, the best document first"),
+    ("/v1/score", ScoreBody, "Scores of texts", "a score for each text, in their order"),
 )
+_STREAMED = frozenset({ChatBody.__name__, CompletionBody.__name__})
 _STATUSES = {
     "400": "The request is wrong; `param` names the parameter.",
     "401": "The key is missing, wrong or expired.",
@@ -34,7 +38,7 @@ _STATUSES = {
 
 def document(own: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's document with the generation paths and their schemas. Changes and returns the argument."""
-    _, schemas = msgspec.json.schema_components((ChatBody, CompletionBody, EmbeddingBody, ErrorResponse), ref_template=_REF)
+    _, schemas = msgspec.json.schema_components((*(body for _, body, _, _ in _GENERATION), ErrorResponse), ref_template=_REF)
     components = own.setdefault("components", {})
     components.setdefault("schemas", {}).update(schemas)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -49,7 +53,7 @@ def document(own: dict[str, Any]) -> dict[str, Any]:
 
 def _operation(body: str, summary: str, answer: str) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    if body != "EmbeddingBody":
+    if body in _STREAMED:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     failures = {
         status: {

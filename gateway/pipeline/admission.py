@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from backends.core.errors import GatewayError
-from backends.core.request import GenerationRequest
+from backends.core.request import EmbeddingRequest, GenerationRequest
 from gateway.domain.money import price_at
 from gateway.domain.route import Price, Route
 from gateway.limits.rules import (
@@ -118,7 +118,7 @@ def _demand(call: Call, prompt: int, price: Price) -> Demand:
     if isinstance(job, GenerationRequest):
         param = "prompt" if job.prompts else "messages"
         return Demand(prompt, job.sampling.max_tokens or 0, job.choices, call.options.stated_cap, price, param)
-    return Demand(prompt, price=price, input_param="input")
+    return Demand(prompt, price=price, input_param="input" if isinstance(job, EmbeddingRequest) else "documents")
 
 
 def _price(route: Route, house: House) -> Price:

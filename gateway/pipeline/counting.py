@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from backends.core.errors import BadRequest
-from backends.core.request import GenerationRequest, ImageInput, Job, Message, Prompt
+from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt, RerankRequest
 from backends.core.usage import Usage
 from backends.templates.jinja import ChatTemplate
 from gateway.domain.route import Route
@@ -80,8 +80,11 @@ class Counter:
 
     def count(self, job: Job) -> int:
         """The same, in this thread."""
-        if not isinstance(job, GenerationRequest):
+        if isinstance(job, EmbeddingRequest):
             return sum(self._prompt(prompt) for prompt in job.inputs)
+        if isinstance(job, RerankRequest):
+            query = self._text(job.query) + PER_MESSAGE
+            return sum(query + self._text(document) for document in job.documents)
         if job.prompts:
             beside = self._text(job.suffix) + PER_MESSAGE if job.suffix else 0
             return sum(self._prompt(prompt) for prompt in job.prompts) + beside

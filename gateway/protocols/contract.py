@@ -17,7 +17,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
 
     `stated_cap`: the client stated an output cap itself. `echo`: completions repeat the prompt.
     `usage_on_finish`: a stream's usage stands on its last finish chunk, whether asked or not.
-    `encoding`: of embeddings, `float` or `base64`.
+    `encoding`: of embeddings, `float` or `base64`. `top_n`: of scored documents only the best so many, 0 = all;
+    `return_documents`: with their texts.
     """
 
     stream: bool = False
@@ -26,6 +27,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     stated_cap: bool = False
     echo: bool = False
     encoding: str = "float"
+    top_n: int = 0
+    return_documents: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from backends.core.errors import BadRequest, GatewayError, UpstreamProtocol, UpstreamTruncated
-from backends.core.events import Event
+from backends.core.events import Embedding, Event
 from backends.core.fold import Fold
 from backends.core.request import EmbeddingRequest, Prompt
 from backends.core.usage import Usage
@@ -95,7 +95,7 @@ class EmbeddingsUnary:
             UpstreamProtocol: vectors that were not asked, that repeat, or that are no numbers.
         """
         answer = self._fold.answer
-        by_index = {item.index: item.vector for item in answer.items}
+        by_index = {item.index: item.vector for item in answer.items if isinstance(item, Embedding)}
         if len(by_index) < len(answer.items) or any(not 0 <= index < self._expected for index in by_index):
             raise UpstreamProtocol("The model answered with embeddings that were not asked for.")
         if len(by_index) < self._expected:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from backends.core.errors import BackendError, GatewayError
-from backends.core.request import EmbeddingRequest, GenerationRequest
+from backends.core.request import EmbeddingRequest, GenerationRequest, RerankRequest
 from backends.core.usage import Usage
 from gateway.telemetry.observed import AttemptView, Observed
 
@@ -154,10 +154,14 @@ def _root(trace: Trace, tally: Observed) -> Attributes:
     return out
 
 
+#: OpenTelemetry's conventions name no operation for scores; theirs for custom ones is a word of one's own.
+_OPERATIONS: dict[type, str] = {EmbeddingRequest: "embeddings", RerankRequest: "rerank"}
+
+
 def _attempt(attempt: AttemptView, tally: Observed, *, last: bool) -> tuple[str, Attributes]:
     deployment = attempt.deployment
     job = tally.call.job if tally.call is not None else None
-    operation = "embeddings" if isinstance(job, EmbeddingRequest) else "chat"
+    operation = _OPERATIONS.get(type(job), "chat")
     if isinstance(job, GenerationRequest) and job.prompts:
         operation = "text_completion"
     spoken = deployment.quirks or deployment.dialect or "switchyard.engine"

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from backends.core.request import GenerationRequest, Job, Message, Output, Promp
 from backends.dialects.llamacpp import template_request, templated_prompt, tokenize_request, tokens_of
 from backends.registry import dialect
 from backends.templates.jinja import ChatTemplate
+from tests.integration.llamacpp_server import serving
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -43,34 +41,9 @@ def weights() -> str:
 @pytest.fixture(scope="module")
 def http() -> Iterator[httpx.Client]:
     """A client of a server that is ready."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("xllamacpp is not installed")
-    command = [sys.executable, "-m", "tests.integration.llamacpp_server", weights(), str(2 * CONTEXT)]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
-        try:
-            address = next((line.split()[1] for line in server.stdout if line.startswith("listening ")), "")
-            assert address, "the server did not start"
-            limits = httpx.Limits(max_keepalive_connections=0)  # the server closes idle connections after 5 s
-            with httpx.Client(base_url=address, timeout=120, limits=limits) as client:
-                deadline = time.monotonic() + 60
-                while client.get("/health").status_code != 200:
-                    assert time.monotonic() < deadline, "the server did not become ready"
-                    time.sleep(0.1)
-                yield client
-        finally:
-            server.stdin.close()
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
+    limits = httpx.Limits(max_keepalive_connections=0)  # the server closes idle connections after 5 s
+    with serving(weights(), 2 * CONTEXT) as address, httpx.Client(base_url=address, timeout=120, limits=limits) as client:
+        yield client
 
 
 def run(http: httpx.Client, ours: Dialect, job: Job, prompts: tuple[Prompt, ...] = ()) -> list[Event]:

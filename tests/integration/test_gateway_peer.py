@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import openai
 import pytest
 
 from tests.gateway_process import GatewayProcess, declared_key
+from tests.integration.llamacpp_server import serving
 from tests.models import chat_gguf
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -25,27 +21,8 @@ FRANCE = [{"role": "user", "content": "What is the capital of France? Answer in 
 @pytest.fixture(scope="module")
 def peer() -> Iterator[str]:
     """The address of a llama.cpp server that is ready."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("xllamacpp is not installed")
-    command = [sys.executable, "-m", "tests.integration.llamacpp_server", chat_gguf(), "2048"]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
-        address = next((line.split()[1] for line in server.stdout if line.startswith("listening ")), "")
-        assert address, "the server did not start"
-        deadline = time.monotonic() + 60
-        while httpx.get(address + "/health").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    with serving(chat_gguf(), 2048) as address:
         yield address
-        server.stdin.close()
-        server.wait(10)
 
 
 @pytest.fixture(scope="module")

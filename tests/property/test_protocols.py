@@ -21,10 +21,14 @@ from backends.core.events import (
 from backends.core.usage import Usage
 from gateway.protocols.contract import Call, Identity
 from gateway.protocols.openai_wire import ChatBody, CompletionBody, EmbeddingBody
-from gateway.protocols.registry import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.protocols.registry import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, SCORE
+from gateway.protocols.rerank import RerankBody, ScoreBody
 from tests.unit.openai_schema import sse, valid
 
-NAMES = sorted({*ChatBody.__struct_fields__, *CompletionBody.__struct_fields__, *EmbeddingBody.__struct_fields__} - {"model"})
+RERANKING = {*RerankBody.__struct_fields__, *ScoreBody.__struct_fields__}
+NAMES = sorted(
+    {*ChatBody.__struct_fields__, *CompletionBody.__struct_fields__, *EmbeddingBody.__struct_fields__, *RERANKING} - {"model"}
+)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["user", "text"])
 KEYS = st.sampled_from(["type", "role", "content", "function", "name", "text", "id", "url"]) | st.text(max_size=4)
 VALUES = st.recursive(
@@ -43,7 +47,7 @@ IDENTITY = Identity("id-1", 5, "m")
 @settings(max_examples=200, deadline=None)
 @given(BODIES | VALUES)
 def test_any_json_is_a_call_or_a_bad_request(value: object) -> None:
-    for protocol in (CHAT, COMPLETIONS, EMBEDDINGS):
+    for protocol in (CHAT, COMPLETIONS, EMBEDDINGS, RERANK, SCORE):
         try:
             call = protocol.parse(json.dumps(value).encode())
         except BadRequest as error:
@@ -55,7 +59,7 @@ def test_any_json_is_a_call_or_a_bad_request(value: object) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_refused(body: bytes) -> None:
-    for protocol in (CHAT, COMPLETIONS, EMBEDDINGS):
+    for protocol in (CHAT, COMPLETIONS, EMBEDDINGS, RERANK, SCORE):
         try:
             protocol.parse(body)
         except BadRequest:

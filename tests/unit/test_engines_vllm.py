@@ -36,17 +36,17 @@ def test_arguments_are_vllms_own() -> None:
         "max_lora_rank": 32,
     }
     assert not list(problems(stated))
-    given = engine_arguments(stated, model="/m", slots=64, context=8192, embedding=False, adapters=2)
+    given = engine_arguments(stated, model="/m", slots=64, context=8192, pooling="", adapters=2)
     assert given | stated == given
     assert (given["model"], given["max_num_seqs"], given["max_model_len"]) == ("/m", 64, 8192)
     assert (given["enable_lora"], given["max_loras"]) == (True, 2)
 
 
 def test_an_embedder_is_a_pooling_runner_unless_stated_otherwise() -> None:
-    given = engine_arguments({}, model="m", slots=8, context=0, embedding=True, adapters=0)
+    given = engine_arguments({}, model="m", slots=8, context=0, pooling="embed", adapters=0)
     assert (given["runner"], given["convert"]) == ("pooling", "embed")
     assert "max_model_len" not in given
-    given = engine_arguments({"convert": "none"}, model="m", slots=8, context=0, embedding=True, adapters=0)
+    given = engine_arguments({"convert": "none"}, model="m", slots=8, context=0, pooling="embed", adapters=0)
     assert given["convert"] == "none"
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from backends.core.errors import UpstreamUnavailable
-from backends.core.events import Embedding, Event, EventGrammar, Item, Started
-from backends.core.request import EmbeddingRequest, Prompt
+from backends.core.events import Embedding, Event, EventGrammar, Item, Score, Started
+from backends.core.request import EmbeddingRequest, Prompt, RerankRequest
 from backends.core.usage import Usage
 from backends.registry import batch, dialect
 from backends.remote.batching import Batching
@@ -86,3 +86,28 @@ def test_who_needs_it() -> None:
     assert batch(dialect("openai_compatible")) == 0
     with pytest.raises(ValueError, match="at least 1"):
         dialect("tei", options={"max_client_batch_size": 0})
+
+
+async def test_documents_go_in_pieces_too() -> None:
+    sizes: list[int] = []
+
+    class Ranker:
+        @asynccontextmanager
+        async def open(self, job: Any) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
+            sizes.append(len(job.documents))
+
+            async def batches() -> AsyncIterator[Sequence[Event]]:
+                yield [Started("up"), *(Item(Score(n, float(one))) for n, one in reversed(list(enumerate(job.documents))))]
+
+            yield batches()
+
+        async def aclose(self) -> None:
+            pass
+
+    asked = RerankRequest("m", "q", tuple(map(str, range(5))))
+    async with Batching(Ranker(), 2).open(asked) as batches:
+        events = [event async for one in batches for event in one]
+    assert sizes == [2, 2, 1]
+    assert sorted((one.value.index, one.value.relevance) for one in events if isinstance(one, Item)) == [
+        (n, float(n)) for n in range(5)
+    ]

@@ -15,16 +15,16 @@ from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING
 from backends.core.contracts import Engine
 from backends.core.errors import BadRequest, Overloaded, UnsupportedParameter
 from backends.core.events import Event, Failure, TokenLogprob
-from backends.core.request import EmbeddingRequest, Job
+from backends.core.request import GenerationRequest, Job
 from backends.engines.choice import ChoiceText
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
 from backends.engines.llamacpp import work
 from backends.engines.llamacpp.adapters import NONE, Adapters
 from backends.engines.llamacpp.context import ABORTED, NO_ROOM, Context
-from backends.engines.llamacpp.embedder import LlamaEmbedder
 from backends.engines.llamacpp.logprobs import token_logprob
 from backends.engines.llamacpp.model import Model
+from backends.engines.llamacpp.pooler import LlamaPooler
 from backends.engines.llamacpp.prompts import Prompts
 from backends.engines.llamacpp.sampling import NoTokenFits, Sampler, grammar_of
 from backends.engines.llamacpp.scheduler import Pace, Step, plan
@@ -44,13 +44,14 @@ RETRY_MS = (1_000, 30_000)
 
 
 def load(launch: EngineLaunch) -> Engine:
-    """The engine for a launch: an embedder when its options say so.
+    """The engine for a launch: one for embeddings or scores when its options say so.
 
     Raises:
         EngineLoadFailed: in one line why not.
     """
     options = read_options(launch.options, LlamaOptions)
-    return LlamaEmbedder(launch, options) if options.embedding else LlamaCppEngine(launch, options)
+    pools = options.embedding or options.rerank
+    return LlamaPooler(launch, options) if pools else LlamaCppEngine(launch, options)
 
 
 class LlamaCppEngine:
@@ -105,8 +106,8 @@ class LlamaCppEngine:
 
     def prompt_tokens(self, job: Job) -> int:
         """As `CountsPrompts`: the vocabulary is read only."""
-        if isinstance(job, EmbeddingRequest):
-            raise BadRequest("This model makes text, not embeddings.", param="model")
+        if not isinstance(job, GenerationRequest):
+            raise BadRequest("This model makes text, nothing else.", param="model")
         return sum(map(len, self._prompts.of(job)))
 
     def cancel(self, id: str) -> None:
@@ -185,8 +186,8 @@ class LlamaCppEngine:
     # taking a job
 
     def _take(self, job: Job, id: str) -> None:
-        if isinstance(job, EmbeddingRequest):
-            raise BadRequest("This model makes text, not embeddings.", param="model")
+        if not isinstance(job, GenerationRequest):
+            raise BadRequest("This model makes text, nothing else.", param="model")
         if len(job.sampling.stop) > MAX_STOPS:
             raise BadRequest(f"At most {MAX_STOPS} stop strings are taken.", param="stop")
         if job.suffix:

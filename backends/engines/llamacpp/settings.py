@@ -14,8 +14,9 @@ Rows = Annotated[int, msgspec.Meta(ge=32, le=65_536)]
 class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a `llamacpp` engine.
 
-    `embedding`: make vectors instead of text. `threads`: of computation, None = all cores but one, one for an
-    embedder. `batch`: tokens of one step; a longer prompt is read in pieces of it. `beside`: prompt tokens of a step at
+    `embedding`: make vectors instead of text; `rerank`: score documents instead, by the file's own form of a pair or
+    `rerank_template`, a text with `{query}` and `{document}`. `threads`: of computation, None = all cores but one, one for
+    these two. `batch`: tokens of one step; a longer prompt is read in pieces of it. `beside`: prompt tokens of a step at
     most while others decode. `stretch`: how many times as long as without prompts such a step may take.
     `gpu_layers`: -1 = all. `prefix_cache`: keep a finished request's memory for one that begins the same; a request
     that states a seed never uses it, so that it gets the same batches again. `pooling`: for an embedder whose file
@@ -24,6 +25,8 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     embedding: bool = False
+    rerank: bool = False
+    rerank_template: str = ""
     threads: Positive | None = None
     batch: Rows = 128
     beside: Annotated[int, msgspec.Meta(ge=4, le=65_536)] = 128
@@ -42,4 +45,4 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Threads of computation."""
         if self.threads is not None:
             return self.threads
-        return 1 if self.embedding else max(1, len(os.sched_getaffinity(0)) - 1)
+        return 1 if self.embedding or self.rerank else max(1, len(os.sched_getaffinity(0)) - 1)

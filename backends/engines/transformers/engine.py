@@ -6,26 +6,23 @@ mailbox, which `step` empties.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Engine
-from backends.core.errors import BadRequest, Overloaded, UnsupportedParameter
-from backends.core.events import Event, Failure
+from backends.core.errors import BadRequest, UnsupportedParameter
 from backends.core.request import GenerationRequest, Job
-from backends.core.usage import Usage
 from backends.engines.huggingface.prompts import Prompts
 from backends.engines.huggingface.spelling import Spelling
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
-from backends.engines.mailbox import Mailbox
+from backends.engines.mailed import MailedEngine, Taken
 from backends.engines.options import EngineLoadFailed, read_options
 from backends.engines.transformers.answers import Answer, Ends
 from backends.engines.transformers.batching import Batch, Unsuitable, pages
-from backends.engines.transformers.embedder import TransformersEmbedder
 from backends.engines.transformers.loading import Loaded, generation_problem
+from backends.engines.transformers.pooler import TransformersPooler
 from backends.engines.transformers.sampling import CAPABILITIES, batchable, generation_arguments
 from backends.engines.transformers.settings import SUPPORTED, TransformersOptions
 from backends.engines.transformers.solo import Solo
@@ -38,7 +35,7 @@ CLOSE_S = 1.0
 
 
 def load(launch: EngineLaunch) -> Engine:
-    """The engine for a launch: an embedder when its options say so.
+    """The engine for a launch: one for embeddings or scores when its options say so.
 
     Raises:
         EngineLoadFailed: in one line why not.
@@ -47,33 +44,19 @@ def load(launch: EngineLaunch) -> Engine:
     options = read_options(launch.options, TransformersOptions)
     if problem := generation_problem(options.generation):
         raise EngineLoadFailed(problem)
-    if options.embedding:
-        return TransformersEmbedder(launch, options, version)
+    if options.embedding or options.rerank:
+        return TransformersPooler(launch, options, version)
     return TransformersEngine(launch, options, version)
 
 
-class _Open:
-    """A job that is not over: who runs it, and how far it has come."""
-
-    def __init__(self, work: Work, runner: Solo | Batch) -> None:
-        self.work = work
-        self.runner = runner
-        self.began = time.monotonic()
-        self.spoke = False
-
-
-class TransformersEngine:
+class TransformersEngine(MailedEngine):
     """See the module; the `Engine` contract."""
 
     def __init__(self, launch: EngineLaunch, options: TransformersOptions, version: str) -> None:
         """Raises EngineLoadFailed."""
         self._options = options
         self._version = version
-        self._slots = launch.slots
-        self._queue = launch.queue
-        self._job_s = 1.0
-        self._jobs: dict[str, _Open] = {}
-        self._mailbox = Mailbox()
+        super().__init__(launch, Journal(options.step_log, options.log))
         self._loaded = loaded = Loaded(launch.model, options)
         self.context_size = _context(launch.context, loaded.trained_context)
         self._prompts = Prompts(
@@ -93,83 +76,27 @@ class TransformersEngine:
         self._batch, self._why_not = self._batching()
         alone = self._batch.paused if self._batch is not None else nullcontext
         self._solo = Solo(loaded, self._ends, self._mailbox.put, alone)
-        self._journal = Journal(options.step_log, options.log)
+        self._at_once = self._slots if self._batch is not None else 1
 
     # the Engine contract
-
-    def submit(self, job: Job, id: str) -> None:
-        """Take a job; as `Engine`."""
-        try:
-            work = self._work(job, id)
-        except Exception as error:
-            self._journal.job("refuse", id, error=type(error).__name__)
-            raise
-        fits = self._batch is not None and batchable(work.job, self._of_model, self._options.generation)
-        runner = self._batch if fits and self._batch is not None else self._solo
-        self._jobs[id] = _Open(work, runner)
-        self._mailbox.expect(True)
-        self._journal.job("submit", id)
-        runner.add(work)
 
     def prompt_tokens(self, job: Job) -> int:
         """As `CountsPrompts`."""
         if not isinstance(job, GenerationRequest):
-            raise BadRequest("This model makes text, not embeddings.", param="model")
+            raise BadRequest("This model makes text, nothing else.", param="model")
         return sum(map(len, self._prompts.of(job)))
-
-    def cancel(self, id: str) -> None:
-        """Forget a job; as `Engine`."""
-        was = self._phase(id)
-        if (job := self._jobs.pop(id, None)) is not None:
-            job.runner.cancel(job.work)
-            self._mailbox.expect(bool(self._jobs))
-            self._journal.job("cancel", id, was=was)
-
-    def hurry(self) -> None:
-        """A step never lasts: `nudge` comes too."""
-
-    def nudge(self) -> None:
-        """Have `step` return."""
-        self._mailbox.nudge()
-
-    def waiting_s(self) -> float:
-        """Seconds without an event while jobs are open."""
-        return self._mailbox.silent_s()
-
-    def busy(self) -> bool:
-        """Always: `step` waits for events and commands."""
-        return True
-
-    def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
-        """What came meanwhile; waits for something."""
-        taken = self._mailbox.take()
-        for id, events in taken:
-            job = self._jobs.get(id)
-            if job is None:
-                continue
-            job.spoke = True
-            if isinstance(events[-1], Usage | Failure):
-                del self._jobs[id]
-                self._job_s += 0.2 * (time.monotonic() - job.began - self._job_s)
-                self._journal.job("finish" if isinstance(events[-1], Usage) else "fail", id)
-        self._mailbox.expect(bool(self._jobs))
-        return taken
 
     def describe(self) -> Mapping[str, object]:
         """Facts and figures; as `Engine`."""
-        open_choices = sum(job.work.job.choices for job in self._jobs.values())
-        at_once = self._slots if self._batch is not None else 1
         return {
             "context": self.context_size,
-            "slots": self._slots,
+            **self._load(),
             "version": f"transformers {self._version}",
             "device": self._loaded.device,
             "batching": "continuous" if self._batch is not None else f"queue ({self._why_not})",
             "capabilities": sorted(self._capabilities()),
             "adapters": sorted(self._loaded.adapters),
             "prompt_tail": self._prompts.tail,
-            "running": min(open_choices, at_once),
-            "queued": max(0, open_choices - at_once),
         }
 
     def close(self) -> None:
@@ -211,9 +138,15 @@ class TransformersEngine:
 
     # taking a job, on the engine thread
 
+    def _take(self, job: Job, id: str) -> Taken:
+        work = self._work(job, id)
+        fits = self._batch is not None and batchable(work.job, self._of_model, self._options.generation)
+        runner: Solo | Batch = self._batch if fits and self._batch is not None else self._solo
+        return Taken(work.job.choices, lambda: runner.add(work), lambda: runner.cancel(work))
+
     def _work(self, job: Job, id: str) -> Work:
         if not isinstance(job, GenerationRequest):
-            raise BadRequest("This model makes text, not embeddings.", param="model")
+            raise BadRequest("This model makes text, nothing else.", param="model")
         if len(job.sampling.stop) > MAX_STOPS:
             raise BadRequest(f"At most {MAX_STOPS} stop strings are taken.", param="stop")
         if job.suffix:
@@ -221,11 +154,7 @@ class TransformersEngine:
         if job.output.kind != "text":
             raise UnsupportedParameter("This model's engine cannot hold an answer to a form.", param="response_format")
         self._check_beams(job)
-        most = self._slots + self._queue
-        if job.choices > most:
-            raise BadRequest(f"At most {most} choices fit this model's queue.", param="n")
-        if sum(other.work.job.choices for other in self._jobs.values()) + job.choices > most:
-            raise Overloaded("The model's queue is full.", retry_after_ms=max(1000, min(30_000, int(1000 * self._job_s))))
+        self._check_room(job.choices)
         prompts = self._prompts.of(job)
         arguments: list[Mapping[str, object]] = [
             generation_arguments(
@@ -246,16 +175,6 @@ class TransformersEngine:
             raise BadRequest(f"This model is searched with {beams} beams, so that n is at most {beams}.", param="n")
         if beams > 1 and job.top_logprobs is not None:
             raise UnsupportedParameter("A search by beams tells no logprobs.", param="logprobs")
-
-    def _phase(self, id: str) -> str:
-        """`queued`, `prefill` or `decode`, as far as it can be told from here."""
-        before = 0
-        for other, job in self._jobs.items():
-            if other == id:
-                at_once = self._slots if self._batch is not None else 1
-                return "decode" if job.spoke else "prefill" if before < at_once else "queued"
-            before += job.work.job.choices
-        return ""
 
 
 def _context(asked: int, trained: int) -> int:

@@ -126,6 +126,8 @@ def _model(model: str, config: Any, options: TransformersOptions, device: str, t
         more["device_map"] = options.device_map or {"": device}
     if options.embedding:
         kind = transformers.AutoModel
+    elif options.rerank:
+        kind = transformers.AutoModelForSequenceClassification
     else:
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     try:

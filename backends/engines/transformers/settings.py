@@ -25,7 +25,8 @@ class TransformersOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     where a request states nothing (`num_beams`, `repetition_penalty`, `do_sample` …). `batching`: `continuous` is
     transformers' own, `queue` runs one request at a time, `auto` is the first where the model can. `page_tokens` and
     `cache_tokens`: the size of a page of the continuous cache and of all of it, None = every slot's whole context.
-    `embedding`: make vectors; `pooling`: how. `threads`: of computation on a CPU, None = all cores but one.
+    `embedding`: make vectors; `pooling`: how. `rerank`: score documents, by the tokenizer's form of a pair or by
+    `rerank_template`, a text with `{query}` and `{document}`. `threads`: of computation on a CPU, None = all cores but one.
     `template`, `template_variables`: of the conversation. `shown`: control tokens whose text is part of an answer.
     `step_log`, `log`: files for the journal.
     """
@@ -44,6 +45,8 @@ class TransformersOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     page_tokens: Annotated[int, msgspec.Meta(ge=4, le=65_536)] = 64
     cache_tokens: Annotated[int, msgspec.Meta(ge=64)] | None = None
     embedding: bool = False
+    rerank: bool = False
+    rerank_template: str = ""
     pooling: Literal["mean", "cls", "last", "sentence_transformers"] = "mean"
     normalize: bool = True
     threads: Positive | None = None

@@ -94,7 +94,7 @@ def problems(arguments: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
 
 
 def engine_arguments(
-    stated: Mapping[str, object], *, model: str, slots: int, context: int, embedding: bool, adapters: int
+    stated: Mapping[str, object], *, model: str, slots: int, context: int, pooling: str, adapters: int
 ) -> dict[str, object]:
     """The keyword arguments of `AsyncEngineArgs`.
 
@@ -103,11 +103,11 @@ def engine_arguments(
         model: folder or name of the model.
         slots: sequences that run at once.
         context: tokens of prompt and answer together, 0 = the model's own.
-        embedding: it makes vectors.
+        pooling: what it makes in place of text, in vLLM's word (`embed`, `classify`); "" = nothing.
         adapters: how many LoRA adapters there are.
     """
     given: dict[str, object] = {"max_loras": max(1, adapters)} if adapters else {}
     given |= {"max_model_len": context} if context else {}
-    given |= {"runner": "pooling", "convert": "embed"} if embedding else {}
+    given |= {"runner": "pooling", "convert": pooling} if pooling else {}
     given |= stated
     return {**given, "model": model, "max_num_seqs": slots, "enable_lora": bool(adapters), "disable_log_stats": False}

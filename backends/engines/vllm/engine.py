@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Engine
-from backends.core.errors import BadRequest, GatewayError, Overloaded, UnsupportedParameter
-from backends.core.events import Event, Failure
-from backends.core.request import EmbeddingRequest, GenerationRequest, Job
+from backends.core.errors import BadRequest, GatewayError, UnsupportedParameter
+from backends.core.events import Event, Failure, Started
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, RerankRequest
 from backends.core.usage import Usage
 from backends.engines.guardian import guard
+from backends.engines.huggingface.pairs import Pair, Pairs
 from backends.engines.huggingface.prompts import Prompts
 from backends.engines.huggingface.spelling import Spelling
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
 from backends.engines.loop_thread import LoopThread
-from backends.engines.mailbox import Mailbox
+from backends.engines.mailed import MailedEngine, Taken
 from backends.engines.options import EngineLoadFailed, read_options
 from backends.engines.versions import check
 from backends.engines.vllm import library
@@ -37,6 +37,7 @@ from backends.engines.vllm.settings import VllmOptions
 from backends.engines.vllm.sleeping import Sleeping
 from backends.parsing.sanitise import public
 
+T = TypeVar("T")
 #: Stop strings of a request.
 MAX_STOPS = 64
 #: Seconds that vLLM is given to end its processes.
@@ -58,12 +59,9 @@ def load(launch: EngineLaunch) -> Engine:
 
 
 class _Running:
-    """One job: its task on the loop, and how far it has come."""
+    """One job's task on the loop."""
 
-    def __init__(self, choices: int, began: float) -> None:
-        self.choices = choices
-        self.began = began
-        self.spoke = False
+    def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.left = False
 
@@ -81,18 +79,14 @@ class _Running:
             self.task.cancel()
 
 
-class VllmEngine:
+class VllmEngine(MailedEngine):
     """See the module; the `Engine` contract."""
 
     def __init__(self, launch: EngineLaunch, options: VllmOptions, version: str) -> None:
         """Raises EngineLoadFailed."""
+        super().__init__(launch, Journal(options.step_log, options.log))
         self._options = options
         self._version = version
-        self._slots = launch.slots
-        self._queue = launch.queue
-        self._mailbox = Mailbox()
-        self._jobs: dict[str, _Running] = {}
-        self._job_s = 1.0
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         library.check_adapters(options.lora)
@@ -103,7 +97,7 @@ class VllmEngine:
             model=launch.model,
             slots=launch.slots,
             context=launch.context,
-            embedding=options.embedding,
+            pooling="embed" if options.embedding else "classify" if options.rerank else "",
             adapters=len(options.lora),
         )
         self._loop = LoopThread("vllm", self._broke)
@@ -118,89 +112,37 @@ class VllmEngine:
             vocabulary=int(config.get_vocab_size()),
             template=options.template,
             variables=options.template_variables,
-            generates=not options.embedding,
+            generates=not (options.embedding or options.rerank),
+        )
+        self._pairs = Pairs(
+            tokenizer, self.context_size, template=options.rerank_template, separated=bool(config.use_sep_token)
         )
         self._spelling = Spelling(tokenizer, tokenizer.all_special_ids)
         reasoning = str(options.arguments.get("reasoning_parser") or "")
         self._parsers = Parsers(tokenizer, config, tools=options.tool_call_parser, reasoning=reasoning)
-        self._defaults: Mapping[str, object] = {} if options.embedding else config.get_diff_sampling_param()
+        pools = options.embedding or options.rerank
+        self._defaults: Mapping[str, object] = {} if pools else config.get_diff_sampling_param()
         self._sleeping = Sleeping(self._vllm, options.sleep_after_s, options.sleep_level)
-        self._journal = Journal(options.step_log, options.log)
         self._loop.post(lambda: self._loop.start(self._watch()))
 
     # the Engine contract
 
-    def submit(self, job: Job, id: str) -> None:
-        """Take a job; as `Engine`."""
-        try:
-            work, choices = self._work(job, id)
-        except Exception as error:
-            self._journal.job("refuse", id, error=type(error).__name__)
-            raise
-        running = self._jobs[id] = _Running(choices, time.monotonic())
-        self._mailbox.expect(True)
-        self._journal.job("submit", id)
-        self._loop.post(running.begin, self._loop, work)
-
     def prompt_tokens(self, job: Job) -> int:
         """As `CountsPrompts`."""
-        if isinstance(job, EmbeddingRequest) is not self._options.embedding:
-            raise BadRequest("This model does not do that kind of work.", param="model")
-        if isinstance(job, EmbeddingRequest):
-            return sum(len(self._prompts.plain(one, "input")) for one in job.inputs)
-        return sum(map(len, self._prompts.of(job)))
-
-    def cancel(self, id: str) -> None:
-        """Forget a job; as `Engine`."""
-        was = self._phase(id)
-        running = self._jobs.pop(id, None)
-        self._mailbox.expect(bool(self._jobs))
-        if running is not None:
-            self._loop.post(running.cancel)
-            self._journal.job("cancel", id, was=was)
-
-    def hurry(self) -> None:
-        """A step never lasts: `nudge` comes too."""
-
-    def nudge(self) -> None:
-        """Have `step` return."""
-        self._mailbox.nudge()
-
-    def waiting_s(self) -> float:
-        """Seconds without an event while jobs are open."""
-        return self._mailbox.silent_s()
-
-    def busy(self) -> bool:
-        """Always: `step` waits for events, for commands, and for vLLM's end."""
-        return True
-
-    def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
-        """What came meanwhile; waits for something."""
-        taken = self._mailbox.take()
-        for id, events in taken:
-            running = self._jobs.get(id)
-            if running is None:
-                continue
-            running.spoke = True
-            if isinstance(events[-1], Usage | Failure):
-                del self._jobs[id]
-                self._job_s += 0.2 * (time.monotonic() - running.began - self._job_s)
-                self._journal.job("finish" if isinstance(events[-1], Usage) else "fail", id)
-        self._mailbox.expect(bool(self._jobs))
-        return taken
+        self._check_kind(job)
+        if isinstance(job, GenerationRequest):
+            return sum(map(len, self._prompts.of(job)))
+        return sum(len(one.tokens) for one in self._inputs(job))
 
     def describe(self) -> Mapping[str, object]:
         """Facts and figures; as `Engine`."""
-        open_choices = sum(running.choices for running in self._jobs.values())
         return {
             "context": self.context_size,
-            "slots": self._slots,
+            **self._load(),
             "version": f"vllm {self._version}",
             "capabilities": sorted(self._capabilities()),
             "adapters": sorted(self._adapters),
-            "prompt_tail": "" if self._options.embedding else self._prompts.tail,
-            "running": min(open_choices, self._slots),
-            "queued": max(0, open_choices - self._slots),
+            "prompt_tail": "" if self._options.embedding or self._options.rerank else self._prompts.tail,
             "asleep": self._sleeping.asleep,
             **library.figures(self._vllm),
         }
@@ -214,25 +156,36 @@ class VllmEngine:
     def _capabilities(self) -> Capabilities:
         if self._options.embedding:
             return frozenset({"embeddings", "token_input", "dimensions"})
+        if self._options.rerank:
+            return frozenset({"rerank"})
         chat = {"chat"} if self._prompts.chats else set()
         tools = {"tools", "tool_choice", "parallel_tool_calls"} if self._parsers.reads_tools else set()
         return CAPABILITIES | chat | tools
 
     # taking a job, on the engine thread
 
-    def _work(self, job: Job, id: str) -> tuple[Any, int]:
-        """The coroutine that runs a job, and its number of choices."""
-        if isinstance(job, EmbeddingRequest) is not self._options.embedding:
+    def _take(self, job: Job, id: str) -> Taken:
+        self._check_kind(job)
+        # of inputs no more than the slots are in vLLM at once, so that a long list leaves room for others
+        choices = job.choices if isinstance(job, GenerationRequest) else 1
+        self._check_room(choices)
+        if isinstance(job, GenerationRequest):
+            work = self._generation(job, id)
+        else:
+            work = self._guarded(id, self._pool(job, id, self._inputs(job)))
+        running = _Running()
+        return Taken(choices, lambda: self._loop.post(running.begin, self._loop, work), lambda: self._loop.post(running.cancel))
+
+    def _check_kind(self, job: Job) -> None:
+        options = self._options
+        kind = EmbeddingRequest if options.embedding else RerankRequest if options.rerank else GenerationRequest
+        if not isinstance(job, kind):
             raise BadRequest("This model does not do that kind of work.", param="model")
-        choices = len(job.inputs) if isinstance(job, EmbeddingRequest) else job.choices
-        if choices > self._queue + self._slots:
-            raise BadRequest(f"At most {self._queue + self._slots} choices or inputs fit this model's queue.", param="n")
-        if sum(running.choices for running in self._jobs.values()) + choices > self._queue + self._slots:
-            raise Overloaded("The model's queue is full.", retry_after_ms=max(1000, min(30_000, int(1000 * self._job_s))))
-        if isinstance(job, EmbeddingRequest):
-            prompts = [self._prompts.plain(one, "input") for one in job.inputs]
-            return self._guarded(id, self._embed(job, id, prompts)), choices
-        return self._generation(job, id), choices
+
+    def _inputs(self, job: EmbeddingRequest | RerankRequest) -> list[Pair]:
+        if isinstance(job, RerankRequest):
+            return self._pairs.of(job)
+        return [Pair(self._prompts.plain(one, "input")) for one in job.inputs]
 
     def _generation(self, job: GenerationRequest, id: str) -> Any:
         if len(job.sampling.stop) > MAX_STOPS:
@@ -285,18 +238,21 @@ class VllmEngine:
             ):
                 self._mailbox.put(id, told.feed(output, index))
 
-        if len(prompts) == 1:
-            await one(0, *prompts[0])
-            return
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index, (prompt, params) in enumerate(prompts):
-                    group.create_task(one(index, prompt, params))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await _together([one(index, prompt, params) for index, (prompt, params) in enumerate(prompts)])
 
-    async def _embed(self, job: EmbeddingRequest, id: str, prompts: list[list[int]]) -> None:
-        self._mailbox.put(id, await library.embedded(self._vllm, job, id, prompts, self._adapters.get(job.model)))
+    async def _pool(self, job: EmbeddingRequest | RerankRequest, id: str, inputs: list[Pair]) -> None:
+        adapter = self._adapters.get(job.model)
+        room = asyncio.Semaphore(self._slots)
+
+        async def one(index: int) -> Event:
+            async with room:
+                found = await library.pooled(self._vllm, job, f"{id}-{index}", index, inputs[index], adapter)
+            self._mailbox.alive()  # a long list is told whole, and is no silence
+            return found
+
+        items = await _together([one(index) for index in range(len(inputs))])
+        tokens = sum(len(pair.tokens) for pair in inputs)
+        self._mailbox.put(id, [Started(job.model), *items, Usage(tokens, 0, source="counted")])
 
     async def _watch(self) -> None:
         """vLLM's processes may end while nothing is asked of it; and it may be sent to sleep."""
@@ -311,14 +267,17 @@ class VllmEngine:
         if not LoopThread.ended(error):
             self._mailbox.fail(error)
 
-    def _phase(self, id: str) -> str:
-        """`queued`, `prefill` or `decode`, as far as it can be told from here: vLLM keeps its plan to itself."""
-        before = 0
-        for other, running in self._jobs.items():
-            if other == id:
-                return "decode" if running.spoke else "prefill" if before < self._slots else "queued"
-            before += running.choices
-        return ""
+
+async def _together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, in their order; the first error ends the others, and is raised."""
+    if len(works) == 1:
+        return [await works[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _unavailable(error: Exception) -> Failure:

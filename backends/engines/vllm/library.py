@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.core.errors import BadRequest
-from backends.core.events import Embedding, Event, Item, Started
-from backends.core.request import EmbeddingRequest
-from backends.core.usage import Usage
+from backends.core.events import Embedding, Event, Item, Score
+from backends.core.request import EmbeddingRequest, RerankRequest
+from backends.engines.huggingface.pairs import Pair
 from backends.engines.options import EngineLoadFailed
 from backends.parsing.sanitise import public
 
@@ -114,23 +114,30 @@ def prompt(tokens: list[int]) -> Any:
     return tokens_input(tokens)
 
 
-async def embedded(engine: Any, job: EmbeddingRequest, id: str, prompts: list[list[int]], adapter: Any) -> list[Event]:
-    """The whole answer to an embedding request."""
-    import asyncio
+async def pooled(engine: Any, job: EmbeddingRequest | RerankRequest, id: str, index: int, pair: Pair, adapter: Any) -> Event:
+    """The vector, or the score, of input number `index`. A reranker's score is vLLM's own: after the model's activation.
 
+    Raises:
+        BadRequest: the model's head has several outputs, so that none of them is the score.
+    """
     from vllm.pooling_params import PoolingParams
 
-    async def one(index: int, tokens: list[int]) -> Event:
+    if isinstance(job, EmbeddingRequest):
         params = PoolingParams(task="embed", dimensions=job.dimensions)
-        last = None
-        async for output in engine.encode(prompt(tokens), params, request_id=f"{id}-{index}", lora_request=adapter):
-            last = output
-        assert last is not None, "a pooling request ends with its output"
-        vector = last.outputs.data.float().tolist()
-        return Item(Embedding(index, struct.pack(f"<{len(vector)}f", *vector)))
-
-    items = await asyncio.gather(*(one(index, tokens) for index, tokens in enumerate(prompts)))
-    return [Started(job.model), *items, Usage(sum(map(len, prompts)), 0, source="counted")]
+    else:
+        params = PoolingParams(task="classify")
+        if pair.kinds is not None and 1 in pair.kinds:  # vLLM takes them as the place of the first 1
+            params.extra_kwargs = {"compressed_token_type_ids": pair.kinds.index(1)}
+    last = None
+    async for output in engine.encode(prompt(pair.tokens), params, request_id=id, lora_request=adapter):
+        last = output
+    assert last is not None, "a pooling request ends with its output"
+    numbers = last.outputs.data.float().flatten().tolist()
+    if isinstance(job, EmbeddingRequest):
+        return Item(Embedding(index, struct.pack(f"<{len(numbers)}f", *numbers)))
+    if len(numbers) != 1:
+        raise BadRequest(f"This model tells {len(numbers)} numbers of a pair; a reranker tells one.", param="model")
+    return Item(Score(index, numbers[0]))
 
 
 def figures(engine: Any) -> dict[str, object]:

@@ -10,7 +10,9 @@ import msgspec
 class VllmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a `vllm` engine.
 
-    `arguments`: vLLM's own engine arguments, by their names in Python. `embedding`: make vectors instead of text.
+    `arguments`: vLLM's own engine arguments, by their names in Python. `embedding`: make vectors instead of text;
+    `rerank`: score documents instead, by the tokenizer's form of a pair or by `rerank_template`, a text with `{query}` and
+    `{document}`.
     `lora`: LoRA adapters, name to folder; a deployment whose `model` is such a name gets that adapter.
     `tool_call_parser`: vLLM's parser of tool calls; its reasoning parser is the argument `reasoning_parser`.
     `template_variables`: further variables of the chat template. `sleep_after_s`: seconds without work after which the
@@ -20,6 +22,8 @@ class VllmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     arguments: dict[str, object] = {}
     embedding: bool = False
+    rerank: bool = False
+    rerank_template: str = ""
     lora: dict[str, str] = {}
     tool_call_parser: str = ""
     template: str = ""

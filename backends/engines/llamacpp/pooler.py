@@ -1,4 +1,4 @@
-"""The llama.cpp engine for embedding models: several inputs, of several jobs, in each batch."""
+"""The llama.cpp engine for embedding models and rerankers: several inputs, of several jobs, in each batch."""
 
 from __future__ import annotations
 
@@ -7,52 +7,48 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 import llama_cpp as llama
-import numpy as np
 
-from backends.core.errors import BadRequest, ContextTooLong, Overloaded, UnsupportedParameter
-from backends.core.events import Embedding, Event, Item, Started
-from backends.core.request import EmbeddingRequest, Job, Prompt
+from backends.core.errors import Overloaded
+from backends.core.events import Event, Started
+from backends.core.request import Job
 from backends.core.usage import Usage
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
 from backends.engines.llamacpp.context import ABORTED, OK, Context
 from backends.engines.llamacpp.model import Model
+from backends.engines.llamacpp.pooling import Kind, Ranks, Vectors
 from backends.engines.llamacpp.settings import LlamaOptions
 from backends.engines.options import EngineLoadFailed
 
-_POOLINGS = {"mean": 1, "cls": 2, "last": 3}
-_NO_POOLING = 0
-_FROM_FILE = -1
-
 
 class _Work:
-    """One job: inputs not yet embedded, and how many are missing."""
+    """One job: inputs not yet computed, and how many are missing."""
 
-    def __init__(self, id: str, request: EmbeddingRequest, inputs: list[list[int]]) -> None:
+    def __init__(self, id: str, model: str, inputs: list[list[int]]) -> None:
         self.id = id
-        self.request = request
+        self.model = model
         self.todo = deque(enumerate(inputs))
         self.missing = len(inputs)
         self.tokens = sum(map(len, inputs))
         self.started = False
 
 
-class LlamaEmbedder:
-    """The `Engine` contract for embeddings. Vectors have length 1 (L2). Inputs over the context are refused, not cut.
+class LlamaPooler:
+    """The `Engine` contract for embeddings and scores. Inputs over the context are refused, not cut.
 
     `slots` is how many inputs a batch may hold, `queue` how many jobs may be open beside the one in work.
     """
 
     def __init__(self, launch: EngineLaunch, options: LlamaOptions) -> None:
         """Raises EngineLoadFailed."""
-        if options.pooling is not None and options.pooling not in _POOLINGS:
-            raise EngineLoadFailed(f"pooling must be one of {', '.join(_POOLINGS)}, not {options.pooling!r}")
         self._model = Model(launch.model, gpu_layers=options.gpu_layers, use_mmap=options.mmap)
         self.context_size = launch.context or self._model.trained_context
         if self.context_size > self._model.trained_context:
             raise EngineLoadFailed(
                 f"a context of {self.context_size} is more than the {self._model.trained_context} the model was trained with"
             )
+        kind: type[Ranks] | type[Vectors] = Ranks if options.rerank else Vectors
+        self._kind: Kind = kind(self._model, self.context_size, options)
         rows = max(options.batch, self.context_size)  # an input is one piece: its tokens see each other
         self._context = Context(
             self._model,
@@ -60,10 +56,9 @@ class LlamaEmbedder:
             sequences=launch.slots,
             rows=rows,
             threads=options.thread_count(),
-            pooling=_FROM_FILE if options.pooling is None else _POOLINGS[options.pooling],
+            pooling=self._kind.pooling,
         )
-        if llama.llama_pooling_type(self._context.handle) == _NO_POOLING:
-            raise EngineLoadFailed("the model's file names no pooling; set the option `pooling`")
+        self._kind.check(self._context)
         self._slots = launch.slots
         self._queue = launch.queue
         self._journal = Journal(options.step_log, options.log)
@@ -83,38 +78,12 @@ class LlamaEmbedder:
 
     def prompt_tokens(self, job: Job) -> int:
         """As `CountsPrompts`: the vocabulary is read only."""
-        if not isinstance(job, EmbeddingRequest):
-            raise BadRequest("This model makes embeddings, not text.", param="model")
-        return sum(len(self._tokens(one)) for one in job.inputs)
+        return sum(map(len, self._kind.inputs(job)))
 
     def _take(self, job: Job, id: str) -> None:
-        if not isinstance(job, EmbeddingRequest):
-            raise BadRequest("This model makes embeddings, not text.", param="model")
-        if job.dimensions not in (None, self._model.width):
-            message = f"This model's vectors have {self._model.width} dimensions; no other number can be asked."
-            raise UnsupportedParameter(message, param="dimensions")
         if len(self._jobs) > self._queue:
             raise Overloaded("The model's queue is full.", retry_after_ms=1000)
-        self._jobs[id] = _Work(id, job, [self._tokens(one) for one in job.inputs])
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if prompt.tokens is not None:
-            if not all(0 <= token < self._model.size for token in prompt.tokens):
-                raise BadRequest("A token id is outside the model's vocabulary.", param="input")
-            tokens = list(prompt.tokens)
-        else:
-            least = len(prompt.text.encode("utf-8", "replace")) // self._model.longest_token
-            if least > 4 * self.context_size:
-                raise self._too_long(f"at least {least}")
-            tokens = self._model.tokens(prompt.text, begin=True, special=False)
-        if not tokens:
-            raise BadRequest("An input is empty.", param="input")
-        if len(tokens) > self.context_size:
-            raise self._too_long(str(len(tokens)))
-        return tokens
-
-    def _too_long(self, count: str) -> ContextTooLong:
-        return ContextTooLong(f"An input has {count} tokens; the model's context is {self.context_size}.", param="input")
+        self._jobs[id] = _Work(id, job.model, self._kind.inputs(job))
 
     def cancel(self, id: str) -> None:
         """Forget a job; as `Engine`."""
@@ -139,7 +108,7 @@ class LlamaEmbedder:
         return bool(self._jobs)
 
     def step(self) -> Sequence[tuple[str, Sequence[Event]]]:
-        """Embed one batch of inputs; as `Engine`."""
+        """Compute one batch of inputs; as `Engine`."""
         began = time.monotonic()
         picked = self._pick()
         if not picked:
@@ -189,11 +158,9 @@ class LlamaEmbedder:
             events = out.setdefault(work.id, [])
             if not work.started:
                 work.started = True
-                events.append(Started(work.request.model))
+                events.append(Started(work.model))
             found = llama.llama_get_embeddings_seq(self._context.handle, slot)
-            vector = np.ctypeslib.as_array(found, (self._model.width,)).astype("<f4")
-            norm = float(np.linalg.norm(vector))
-            events.append(Item(Embedding(index, (vector / norm if norm else vector).astype("<f4").tobytes())))
+            events.append(self._kind.item(index, found))
             work.missing -= 1
             if not work.missing:
                 events.append(Usage(work.tokens, 0, source="counted"))
@@ -209,8 +176,8 @@ class LlamaEmbedder:
         return {
             "context": self.context_size,
             "slots": self._slots,
-            "capabilities": ["dimensions", "embeddings", "token_input"],
-            "embedding_width": self._model.width,
+            "capabilities": list(self._kind.capabilities),
+            "embedding_width": self._kind.width,
             "running": 0,
             "queued": len(self._jobs),
             "steps": self._steps,
