@@ -102,6 +102,11 @@ def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     ]
 
 
+def _quick(data: bytes) -> str:
+    record = _read(data)
+    return "" if record.finish_reason or record.prompt_tokens or record.generated_tokens else record.generated_text or ""
+
+
 def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     """The oldest answers have no finish reason."""
     pieces = _event(data, job)
@@ -110,4 +115,4 @@ def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     return pieces
 
 
-_FORM = Form(_event, _answer, terminator="finish")
+_FORM = Form(_event, _answer, terminator="finish", quick=_quick)

@@ -121,6 +121,12 @@ def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     ]
 
 
+def _quick(data: bytes) -> str:
+    event = _read_event(data)
+    token = event.token
+    return "" if token is None or token.special or event.finished else token.text
+
+
 def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     """Texts are a list also for one; counts and reasons are one value or a list."""
     answer = _read_answer(data)
@@ -142,4 +148,4 @@ def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     ]
 
 
-_FORM = Form(_event, _answer, terminator="finish", counted_by="event")
+_FORM = Form(_event, _answer, terminator="finish", counted_by="event", quick=_quick)

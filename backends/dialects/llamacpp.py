@@ -211,6 +211,11 @@ def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     return [_piece(record, record.index or 0, job)]
 
 
+def _quick(data: bytes) -> str:
+    record = _read(data)
+    return "" if record.stop or record.index or record.completion_probabilities else record.content or ""
+
+
 def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     """One object, or a bare array of them for several prompts or choices."""
     value = _read_whole(data)
@@ -265,4 +270,4 @@ def _vectors(body: bytes) -> Vectors:
     return Vectors(vectors)
 
 
-_FORM = Form(_event, _answer, terminator="finish")
+_FORM = Form(_event, _answer, terminator="finish", quick=_quick)

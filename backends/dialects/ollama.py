@@ -196,8 +196,6 @@ def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | N
     if record.done and not record.done_reason:
         return failures.Envelope("done without a reason: the runner went away", "incomplete_generation")
     message = record.message or _Message(record.response, record.thinking)
-    if message.content and not (record.done or message.thinking or message.tool_calls or record.logprobs):
-        return [Piece(message.content, model=record.model)]  # nearly all lines
     return [
         Piece(
             message.content or "",
@@ -217,10 +215,19 @@ def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | N
     ]
 
 
+def _quick(data: bytes) -> str:
+    record = _read(data)
+    if record.done or record.error is not _EMPTY or record.thinking:
+        return ""
+    if (message := record.message) is None:
+        return record.response or ""
+    return "" if message.thinking or message.tool_calls else message.content or ""
+
+
 def _vectors(body: bytes) -> Vectors:
     answer = _read_embedded(body)
     usage = Usage(answer.prompt_eval_count, 0) if 0 < answer.prompt_eval_count < ABSURD else None
     return Vectors({index: pack(vector) for index, vector in enumerate(answer.embeddings)}, answer.model, usage)
 
 
-_FORM = Form(_line, _line, terminator="finish", lines=True)
+_FORM = Form(_line, _line, terminator="finish", lines=True, quick=_quick)

@@ -92,7 +92,7 @@ class Sglang:
 
     def __init__(self, options: SglangOptions | None = None) -> None:
         options = options or SglangOptions()
-        self._form = Form(_event, _answer, terminator="done", cumulative=not options.incremental_streaming_output)
+        self._form = Form(_event, _answer, terminator="done", cumulative=not options.incremental_streaming_output, quick=_quick)
 
     def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
         """The request for a job.
@@ -178,6 +178,11 @@ def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | 
     return _piece(_read(data), 0, data, job)
 
 
+def _quick(data: bytes) -> str:
+    record = _read(data)
+    return "" if record.index or record.meta_info.finish_reason is not None else record.text or ""
+
+
 def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | None:
     """One object, or an array of them for several prompts or choices."""
     value = _read_answer(data)
@@ -241,4 +246,4 @@ def _logprobs(meta: _Meta) -> tuple[TokenLogprob, ...]:
     )
 
 
-_DELTAS = Form(_event, _answer, terminator="done")
+_DELTAS = Form(_event, _answer, terminator="done", quick=_quick)

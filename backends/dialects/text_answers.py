@@ -70,6 +70,8 @@ class Piece(msgspec.Struct, gc=False):
 #: A record read: its pieces; an error it carries; None = an error in the usual envelopes, or no record at all. Raises
 #: ValueError or RecursionError for what is no JSON.
 Reader = Callable[[bytes, GenerationRequest], Sequence[Piece] | Envelope | None]
+#: The text of a record that tells of nothing but more text of choice 0; "" for any other. Raises as `Reader` does.
+QuickReader = Callable[[bytes], str]
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -85,6 +87,7 @@ class Form(msgspec.Struct, frozen=True):
         running_counts: counts in a stream are totals; else they may be each event's own, as they turn out.
         ends: end-of-text markers that the server leaves in the text: cut like stop strings.
         lines: a stream is a JSON value a line, and a whole answer is one such line.
+        quick: reads nearly all events of nearly all streams: those that `event` need not look at.
     """
 
     event: Reader
@@ -95,6 +98,7 @@ class Form(msgspec.Struct, frozen=True):
     running_counts: bool = True
     ends: tuple[str, ...] = ()
     lines: bool = False
+    quick: QuickReader | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -107,6 +111,7 @@ class _Choice(msgspec.Struct):
     finished: bool = False
     events: int = 0
     texts: int = 0
+    quick: int = 0
     logprobs: int = 0
     told: int = 0
     sum_told: int = 0
@@ -150,6 +155,9 @@ class TextDecoder(AnswerDecoder):
         self._nothing_ran = False
         #: Text needs no second look before its choice's end.
         self._plain = not (form.cumulative or form.ends or job.sampling.stop)
+        #: The only choice, while its events may be read quickly.
+        self._only: _Choice | None = None
+        self._quick = form.quick
 
     def _stopped(self, out: list[Event], *, inside: bool) -> None:
         if self._form.terminator == "close" and not inside:
@@ -159,6 +167,16 @@ class TextDecoder(AnswerDecoder):
 
     def _event(self, event: SseEvent, out: list[Event], *, cut: bool = False) -> None:
         data = event.data
+        if (only := self._only) is not None and self._quick is not None and not event.name:
+            try:
+                text = self._quick(data)
+            except UNREADABLE:
+                text = ""
+            if text:
+                only.quick += 1
+                self._begun = True
+                out.append(TextDelta(text))
+                return
         if data.lstrip().startswith(b"[DONE]"):
             if self._form.terminator == "finish":
                 self._fail(failures.truncated("the stream ended before its last record"), out)
@@ -295,18 +313,25 @@ class TextDecoder(AnswerDecoder):
         snapshots = Snapshots(stops) if self._form.cumulative else None
         choice = self._choices[index] = _Choice(index, snapshots, StopCutter(stops), CallPieces(index, self._ids))
         choice.input_tokens, choice.output_tokens = self._told
+        if self._plain and self._job.choices == 1 and self._job.top_logprobs is None:
+            self._only = choice
         return choice
 
     def _finish(self, choice: _Choice, said: FinishReason | None, out: list[Event]) -> None:
         choice.finished = True
+        self._only = None
         reason = "stop" if choice.matched else said
         if reason is None:
             most = self._job.sampling.max_tokens
-            count = self._counted(choice) or {"": 0, "event": choice.events, "text": choice.texts}[self._form.counted_by]
+            count = self._counted(choice) or self._seen(choice)
             reason = "length" if most is not None and count >= most else "stop"
         if reason == "stop" and choice.calls.count:
             reason = "tool_calls"
         out.append(Finish(reason, choice.index))
+
+    def _seen(self, choice: _Choice) -> int:
+        """Its tokens, where each event or each text is one."""
+        return choice.quick + {"": -choice.quick, "event": choice.events, "text": choice.texts}[self._form.counted_by]
 
     def _counted(self, choice: _Choice) -> int:
         """Its tokens. Counts that only rise, and reach at least one for each event that told one, are totals."""

@@ -193,6 +193,14 @@ def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     ]
 
 
+def _quick(data: bytes) -> str:
+    event = _read_event(data)
+    token = event.token
+    if token is None or token.special or event.generated_text is not None or event.details is not None:
+        return ""
+    return token.text
+
+
 def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
     """One object; the compatibility route `/` wraps it into an array of one."""
     value = _read_answer(data)
@@ -231,4 +239,4 @@ def _logprobs(tokens: list[_Token], tops: list[list[_Token]], job: GenerationReq
     )
 
 
-_FORM = Form(_event, _answer, terminator="finish", counted_by="event")
+_FORM = Form(_event, _answer, terminator="finish", counted_by="event", quick=_quick)

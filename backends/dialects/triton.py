@@ -17,7 +17,8 @@ lost upstream and shows as U+FFFD, and SentencePiece's leading spaces may be mis
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 from urllib.parse import quote
 
 import msgspec
@@ -49,7 +50,24 @@ _SAMPLING = {
     "presence_penalty": "presence_penalty", "repetition_penalty": "repetition_penalty", "min_tokens": "min_tokens",
     "temperature": "temperature", "top_k": "top_k", "stop": "stop_words",
 }  # fmt: skip
-_read = msgspec.json.Decoder().decode
+
+
+class _Record(msgspec.Struct, gc=False):
+    """Under the tensors' own names: see `_reader`. Values are as odd as their models."""
+
+    text_output: object = None
+    num_input_tokens: object = None
+    num_output_tokens: object = None
+    model_name: object = None
+    error: object = None
+
+
+def _reader(tensors: Mapping[str, str]) -> Callable[[bytes], _Record]:
+    """Reads records whose outputs have these names; "" = there is none."""
+    names = {name: tensors[name] or f"no {name}" for name in _OUTPUTS}
+    fields = [(name, object, None) for name in _Record.__struct_fields__]
+    kind = msgspec.defstruct("_Named", fields, bases=(_Record,), rename=names, gc=False)
+    return cast("Callable[[bytes], _Record]", msgspec.json.Decoder(kind).decode)
 
 
 class TritonOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +102,7 @@ class Triton:
     def __init__(self, options: TritonOptions | None = None) -> None:
         self._options = options = options or TritonOptions()
         self._tensor = {name: options.tensors.get(name, name) for name in (*_INPUTS, *_OUTPUTS)}
+        self._read = _reader(self._tensor)
         self._form = Form(
             self._pieces,
             self._whole,
@@ -147,20 +166,18 @@ class Triton:
         return failures.verdict(500 if status == 400 else status, said, failures.retry_after_ms(headers))
 
     def _pieces(self, data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
-        record = _read(data)
-        if not isinstance(record, dict):
-            return None
-        text = record.get(self._tensor["text_output"])
+        record = self._read(data)
+        text = record.text_output
         if isinstance(text, list):  # beams, or several results: the first is the best
             text = text[0] if text else ""
-        if not isinstance(text, str) or record.get("error"):
+        if not isinstance(text, str) or record.error:
             return None
-        name = record.get("model_name")
+        name = record.model_name
         return [
             Piece(
                 text,
-                input_tokens=_count(record.get(self._tensor["num_input_tokens"])),
-                output_tokens=_count(record.get(self._tensor["num_output_tokens"])),
+                input_tokens=_count(record.num_input_tokens),
+                output_tokens=_count(record.num_output_tokens),
                 model=name if isinstance(name, str) else "",
             )
         ]
