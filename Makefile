@@ -5,7 +5,7 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.exit(sys
 VENV_PYTHON := .venv/bin/python
 INSTALL := $(PYTHON) -m deploy.bootstrap.install
 
-.PHONY: soak run python install install-test test test-engines test-deploy fmt lint type bench bench-engines clean
+.PHONY: soak run python install install-test install-deploy test test-engines test-deploy fmt lint type bench bench-engines clean
 
 run: install
 	@exec $(VENV_PYTHON) -m gateway serve
@@ -20,6 +20,9 @@ install: python
 install-test: python
 	@$(INSTALL) test
 
+install-deploy: python
+	@$(INSTALL) deploy
+
 test: install-test
 	@$(VENV_PYTHON) -m deploy.bootstrap.check
 
@@ -28,9 +31,8 @@ test-engines: install-test
 	@$(VENV_PYTHON) -m deploy.bootstrap.engines
 
 # Compose files, a real Prometheus, the image: built without Docker, which takes the root user and about ten minutes.
-test-deploy: python
-	@$(INSTALL) deploy
-	@$(VENV_PYTHON) -m deploy.bootstrap.check deploy
+test-deploy: install-deploy
+	@$(VENV_PYTHON) -m deploy.bootstrap.check deploy image
 
 fmt: install-test
 	@$(VENV_PYTHON) -m ruff format .

@@ -1,6 +1,6 @@
 """The checks of `make test`, each with its seconds; pytest comes last, so that its closing line is the last one.
 
-python -m deploy.bootstrap.check [lint|type|deploy]
+python -m deploy.bootstrap.check [lint|type|deploy|deploy-quick|image ...]
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ from deploy.bootstrap.places import CHAT_MODEL, EMBED_MODEL, Places
 
 _LINT = ("ruff format", "ruff check", "import-linter")
 _TYPE = ("mypy",)
+_IMAGE = "tests/deploy/test_image.py"
+_FLEET = "tests/deploy/test_replicas.py"
+_GROUPS = {"lint": _LINT, "type": _TYPE, **{name: (name,) for name in ("deploy", "deploy-quick", "image")}}
 
 
 def commands() -> dict[str, list[str]]:
     """Every check by name, in order."""
     python = sys.executable
     scripts = Path(python).parent
+    deploy = [python, "-m", "pytest", "-m", "deploy", "-v", "-rs", "--durations=5"]
     return {
         "ruff format": [python, "-m", "ruff", "format", "--check", "--quiet", "."],
         "ruff check": [python, "-m", "ruff", "check", "--quiet", "."],
         "import-linter": [str(scripts / "lint-imports")],
         "mypy": [python, "-m", "mypy"],
-        "deploy": [python, "-m", "pytest", "-m", "deploy", "-v", "--durations=10", "tests/deploy"],
+        "deploy": [*deploy, "tests/deploy", f"--ignore={_IMAGE}"],
+        "deploy-quick": [*deploy, "tests/deploy", f"--ignore={_IMAGE}", f"--ignore={_FLEET}"],
+        "image": [*deploy, _IMAGE],
         "pytest": [python, "-m", "pytest", "-m", "not heavy and not gpu and not deploy"],
     }
 
@@ -39,11 +45,10 @@ def model_variables(root: Path) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Run the checks asked for, all without arguments; stops at the first that fails and returns its exit status."""
-    usual = tuple(name for name in commands() if name != "deploy")
-    chosen = {"lint": _LINT, "type": _TYPE, "deploy": ("deploy",)}.get(arguments[0]) if arguments else usual
-    if chosen is None:
-        print("usage: python -m deploy.bootstrap.check [lint|type|deploy]", file=sys.stderr)
+    if unknown := [one for one in arguments if one not in _GROUPS]:
+        print(f"unknown: {unknown[0]}; known: {', '.join(_GROUPS)}", file=sys.stderr)
         return 2
+    chosen = tuple(name for one in arguments for name in _GROUPS[one]) or (*_LINT, *_TYPE, "pytest")
     environment = {**model_variables(Path.cwd()), **os.environ}
     for name in chosen:
         print(f"== {name}", flush=True)

@@ -16,6 +16,19 @@ KEPT = ROOT / ".build" / "image"
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 TAG = "localhost/switchyard:test"
 _PACKAGES = "ca-certificates,python3,python3-venv"
+FREE_GB = 10
+#: What a build's output holds when a server or the disk, and not the Dockerfile, is why it failed.
+_OUT_OF_REACH = re.compile(
+    r"No space left on device|Temporary failure (?:in name resolution|resolving)|Name or service not known|Could not resolve"
+    r"|Could not connect|Failed to establish a new connection|Connection (?:refused|reset|timed out)|Read ?timed? ?out"
+    r"|Network is unreachable|Max retries exceeded|Unable to fetch some archives|Hash Sum mismatch|IncompleteRead"
+    r"|CERTIFICATE_VERIFY_FAILED|HTTP (?:Error )?(?:429|5\d\d)|Operation not permitted.*chroot",
+    re.IGNORECASE,
+)
+
+
+class OutOfReach(Exception):
+    """The image cannot be built here, for a reason that is not the Dockerfile's; the text is the reason."""
 
 
 def missing() -> str | None:
@@ -24,6 +37,12 @@ def missing() -> str | None:
         return "buildah with --isolation chroot and debootstrap need root"
     lacking = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
     return f"missing: apt-get install {' '.join(lacking)}" if lacking else None
+
+
+def no_room() -> str | None:
+    """Why the disk does not hold a build, else None."""
+    free_gb = shutil.disk_usage(ROOT).free / 1e9
+    return f"a build takes {FREE_GB} GB of disk, {free_gb:.1f} GB are free" if free_gb < FREE_GB else None
 
 
 def buildah(*words: str | Path, timeout_s: float = 120.0) -> str:
@@ -60,7 +79,8 @@ def import_base() -> None:
     folder.mkdir(parents=True)
     words = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", str(folder)]
     made = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
-    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+    if made.returncode != 0:
+        raise OutOfReach(f"debootstrap: {_end(made.stdout + made.stderr)}")
     for cache in ("var/cache/apt/archives", "var/lib/apt/lists"):
         shutil.rmtree(folder / cache)
         (folder / cache / "partial").mkdir(parents=True)
@@ -75,9 +95,20 @@ def import_base() -> None:
 
 
 def build() -> None:
-    """Build the whole Dockerfile. On a machine with authorities of its own (a proxy's) pip is told of them."""
+    """Build the whole Dockerfile. On a machine with authorities of its own (a proxy's) pip is told of them.
+
+    Raises:
+        OutOfReach: it cannot be built here.
+        AssertionError: the Dockerfile, or what it copies, is wrong.
+    """
+    if (reason := no_room()) is not None:
+        raise OutOfReach(reason)
     KEPT.mkdir(parents=True, exist_ok=True)
     import_base()
+    try:
+        _probe()
+    except AssertionError as error:
+        raise OutOfReach(f"nothing runs in a container here: {_end(str(error))}") from None
     mounts: list[str] = []
     if BUNDLE.is_file():
         settings = KEPT / "pip.conf"
@@ -86,4 +117,22 @@ def build() -> None:
     options = ["--isolation", "chroot", "--pull-never", "--network", "host", "--format", "docker"]
     if os.environ.get("SWITCHYARD_IMAGE_LAYERS") == "1":
         options.append("--layers")
-    buildah("bud", *options, *mounts, "-f", "deploy/Dockerfile", "-t", TAG, ".", timeout_s=3000)
+    try:
+        buildah("bud", *options, *mounts, "-f", "deploy/Dockerfile", "-t", TAG, ".", timeout_s=3000)
+    except AssertionError as error:
+        if found := _OUT_OF_REACH.search(str(error)):
+            raise OutOfReach(f"{found[0]}: {_end(str(error))}") from None
+        raise
+
+
+def _probe() -> None:
+    """Run something on the base, which a machine without the right to chroot does not allow."""
+    container = buildah("from", "--pull-never", base_name(), timeout_s=300)
+    try:
+        buildah("run", "--isolation", "chroot", container, "--", "true")
+    finally:
+        buildah("rm", container, timeout_s=300)
+
+
+def _end(text: str) -> str:
+    return " / ".join(text.strip().splitlines()[-4:])[-600:]

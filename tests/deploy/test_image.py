@@ -34,7 +34,11 @@ PYTHON = "/opt/switchyard/bin/python"
 
 @pytest.fixture(scope="module")
 def container() -> Iterator[str]:
-    image.build()
+    try:
+        image.build()
+    except image.OutOfReach as reason:  # a failure, unless whoever runs this says that it is none
+        end = pytest.skip if os.environ.get("SWITCHYARD_IMAGE_OPTIONAL") == "1" else pytest.fail
+        end(f"no image can be built here: {reason}")
     name = image.buildah("from", "--pull-never", image.TAG, timeout_s=300)
     yield name
     image.buildah("rm", name, timeout_s=300)
