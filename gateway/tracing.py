@@ -17,6 +17,7 @@ from typing import Protocol
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend, Batches
 from backends.core.errors import GatewayError
+from backends.core.leaving import Leaving
 from backends.core.request import Job
 from gateway.boot import Boot
 from gateway.domain.route import Deployment
@@ -221,12 +222,12 @@ class _Traced:
         self._inner = inner
         self._new_id = new_id
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`."""
         trace = _present.get()
         if trace is not None:
             trace.attempts.append(self._new_id())
-        return self._inner.open(job)
+        return self._inner.open(job, leaving)
 
     async def aclose(self) -> None:
         """See `Backend.aclose`."""

@@ -46,6 +46,9 @@ class FakeExchange:
     def started(self) -> bool:
         return bool(self.sent or self.comments)
 
+    def when_gone(self, ends: Callable[[], bool]) -> None:
+        self.ends_when_gone = ends
+
     def header(self, name: bytes) -> str | None:
         return next((value.decode() for key, value in self.headers if key == name), None)
 
@@ -128,7 +131,7 @@ class FakeBackend:
         self.closed = 0
 
     @asynccontextmanager
-    async def open(self, job: Job) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
+    async def open(self, job: Job, leaving: object = None) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
         self.jobs.append(job)
         try:
             yield self._play()

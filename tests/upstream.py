@@ -3,7 +3,8 @@
 Model names: `words-N[-dMS][-tMS]` answers N words, MS between them, MS before the first byte; suffixes
 `-cut` (closes in the middle), `-error` (an in-stream error in the middle), `-mute` (never answers),
 `-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long),
-`-pN` (its prompt has N tokens, else 7), `-tools` (calls the tool `add`), `-echo-400` (a 400 that repeats the prompt).
+`-pN` (its prompt has N tokens, else 7), `-deaf` (goes on when its client has closed the sending side), `-tools` (calls the
+tool `add`), `-echo-400` (a 400 that repeats the prompt).
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ async def _connection(upstream: Upstream, reader: asyncio.StreamReader, writer: 
             upstream.seen.append(seen)
             async with asyncio.TaskGroup() as group:
                 answering = group.create_task(_until_gone(_answer(writer, seen)))
-                watching = group.create_task(_until_gone(reader.read(1)))
+                watching = group.create_task(_until_gone(reader.read(1) if "-deaf" not in seen.model else asyncio.sleep(3600)))
                 done, _ = await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
                 if answering not in done or writer.transport.is_closing():
                     seen.closed = time.monotonic()

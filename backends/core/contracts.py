@@ -12,7 +12,9 @@ import msgspec
 from backends.core.capabilities import Capabilities
 from backends.core.errors import BackendError
 from backends.core.events import Event
+from backends.core.leaving import Leaving
 from backends.core.request import Job, Prompt
+from backends.core.usage import Usage
 
 #: Of a response whose headers are not known.
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -83,8 +85,8 @@ Batches = AsyncIterator[Sequence[Event]]
 class Backend(Protocol):
     """Anything that can run a job."""
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
-        """Start the job.
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
+        """Start the job. Whoever talks to a server for it joins `leaving` before it begins.
 
         Errors before the first event raise `BackendError` from `__aenter__` or from the first `__anext__`; later ones
         come as a `Failure` event or a raised `BackendError`. `__aexit__` never awaits anything that can block:
@@ -101,8 +103,12 @@ class Engine(Protocol):
     def submit(self, job: Job, id: str) -> None:
         """Take a job. Raises BackendError or BadRequest when it cannot ever run."""
 
-    def cancel(self, id: str) -> None:
-        """Forget a job at once, queued or running. An unknown id is ignored."""
+    def cancel(self, id: str) -> Usage | None:
+        """Forget a job at once, queued or running. An unknown id is ignored.
+
+        Returns:
+            What it came to, exactly, where it has made something and the engine can tell.
+        """
 
     def hurry(self) -> None:
         """A job is about to be cancelled: end a long step early if that can be done. From another thread."""

@@ -24,6 +24,7 @@ from backends.core.errors import (
     UpstreamUnavailable,
 )
 from backends.core.events import Event, Failure
+from backends.core.leaving import Leaving
 from backends.core.request import Job
 from backends.engines import ipc
 
@@ -38,6 +39,8 @@ CONNECT_S: Final = 2.0
 #: request between two tries is refused, perhaps by the last worker that does not know yet that the engine is up.
 BACKOFF_S: Final = (0.02, 0.1)
 STATS_S: Final = 2.0
+#: Seconds that a cancelled job is given to tell what it came to; a step of its engine may have to end first.
+PART_S: Final = 0.25
 COUNT_S: Final = 0.5
 
 
@@ -64,7 +67,7 @@ class EngineClient:
         return self._link.ready.description if self._link and self._link.ready else self._description
 
     @asynccontextmanager
-    async def open(self, job: Job) -> AsyncIterator[Batches]:
+    async def open(self, job: Job, leaving: Leaving | None = None) -> AsyncIterator[Batches]:
         """Run a job.
 
         Raises:
@@ -74,6 +77,8 @@ class EngineClient:
         """
         link = await self._ready_link()
         stream = link.submit(next(self._ids), job)
+        if leaving is not None:
+            leaving.join(stream)
         try:
             yield stream
         finally:
@@ -194,6 +199,12 @@ class _Link(asyncio.Protocol):
         self._streams[id] = stream
         return stream
 
+    def part(self, id: str) -> bool:
+        """Have the job cancelled; its last batch says what it came to. False: it is over."""
+        if id in self._streams:
+            self._write(ipc.Cancel(id))
+        return id in self._streams
+
     def leave(self, id: str) -> None:
         """Nobody reads this job any more."""
         if self._streams.pop(id, None) is not None:
@@ -312,6 +323,10 @@ class _Stream(AsyncIterator[Sequence[Event]]):
 
     def crash(self) -> None:
         self._end(Failure("crashed", "The model's engine stopped while it answered.", code="engine_crashed"))
+
+    def part(self) -> float:
+        """See `Party.part`."""
+        return PART_S if self._link.part(self._id) else 0.0
 
     def leave(self) -> None:
         self._link.leave(self._id)

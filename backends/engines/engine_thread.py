@@ -15,6 +15,7 @@ import msgspec
 from backends.core.contracts import CountsPrompts, Engine
 from backends.core.events import Event
 from backends.core.request import Job
+from backends.core.usage import Usage
 from backends.engines.launch import EngineLaunch
 from backends.engines.options import EngineLoadFailed
 
@@ -40,6 +41,9 @@ class Report(Protocol):
 
     def deliver(self, stepped: Stepped) -> None:
         """Events of one step."""
+
+    def cancelled(self, id: str, made: Usage | None) -> None:
+        """The engine has forgotten a job, which had come to so much, where it can tell."""
 
 
 class EngineThread:
@@ -145,7 +149,7 @@ class EngineThread:
             self._post(self._report.refuse, id, error)
 
     def _cancel(self, id: str) -> None:
-        self._loaded.cancel(id)
+        self._post(self._report.cancelled, id, self._loaded.cancel(id))
 
 
 def load_engine(launch: EngineLaunch) -> Engine:

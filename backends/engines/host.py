@@ -220,6 +220,11 @@ class Host:
         for connection, batches in frames.items():
             connection.send(ipc.Events(tuple(batches)))
 
+    def cancelled(self, id: str, made: Usage | None) -> None:
+        """A job was forgotten: its last batch tells what it came to, after all that it had made before."""
+        if connection := self._forget(id):
+            connection.send(ipc.Events((ipc.batch(id, [made] if made is not None else [], True),)))
+
     # what connections report
 
     def joined(self, connection: Connection) -> bool:
@@ -251,8 +256,7 @@ class Host:
                 self._submit(connection, message)
             case ipc.Cancel(id=id):
                 if self._owners.get(id) is connection:
-                    self._forget(id)
-                    self._engine.cancel(id)
+                    self._engine.cancel(id)  # its owner hears of what it had made until then
             case ipc.AskStats(number=number):
                 self._tell_figures(connection, number)
             case ipc.Count(number=number, job=job):

@@ -23,10 +23,15 @@ RETRY_MS = (1_000, 30_000)
 
 
 class Taken:
-    """A job that is not over. `choices`: places that it takes; `start` and `leave` are called once each, the first at once."""
+    """A job that is not over. `choices`: places that it takes; `start` and `leave` are called once each, the first at once.
+    `made`: what it has come to so far, of a generation.
+    """
 
-    def __init__(self, choices: int, start: Callable[[], None], leave: Callable[[], None]) -> None:
+    def __init__(
+        self, choices: int, start: Callable[[], None], leave: Callable[[], None], made: Callable[[], Usage] | None = None
+    ) -> None:
         self.choices = choices
+        self.made = made
         self.start = start
         self.leave = leave
         self.began = time.monotonic()
@@ -61,14 +66,17 @@ class MailedEngine(ABC):
         self._journal.job("submit", id)
         taken.start()
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str) -> Usage | None:
         """Forget a job; as `Engine`."""
         was = self._phase(id)
         taken = self._jobs.pop(id, None)
         self._mailbox.expect(bool(self._jobs))
-        if taken is not None:
-            taken.leave()
-            self._journal.job("cancel", id, was=was)
+        if taken is None:
+            return None
+        taken.leave()
+        self._journal.job("cancel", id, was=was)
+        made = taken.made() if taken.made is not None else None
+        return made if made is not None and made.output_tokens else None
 
     def hurry(self) -> None:
         """A step never lasts: a nudge ends it."""

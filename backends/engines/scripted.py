@@ -140,7 +140,7 @@ class ScriptedEngine:
         self._jobs[id] = running
         self._waiting.extend(running.open)
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str) -> Usage | None:
         """Forget a job; as `Engine`."""
         before = len(self._pooling)
         self._pooling = deque(one for one in self._pooling if one[0] != id)
@@ -148,10 +148,12 @@ class ScriptedEngine:
         if running is None:
             if len(self._pooling) != before:
                 self._journal.job("cancel", id, was="queued")
-            return
+            return None
         self._waiting = deque(seq for seq in self._waiting if seq.job is not running)
         self._running = [seq for seq in self._running if seq.job is not running]
         self._journal.job("cancel", id, was=running.work)
+        made = running.output + sum(seq.text.tokens for seq in running.open)
+        return Usage(sum(map(len, running.prompts)), made, source="counted") if made else None
 
     def hurry(self) -> None:
         """Nothing to do: steps are short."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
 from backends.core.contracts import UpstreamRequest
-from backends.remote.transport import Response, Timeouts, Transport
+from backends.remote.transport import Sending, Timeouts, Transport
 
 #: What to add to the request that is being sent now; asked in the sender's own task.
 Headers = Callable[[], Mapping[str, str]]
@@ -21,7 +20,7 @@ class Adding:
         self._inner = inner
         self._headers = headers
 
-    def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> AbstractAsyncContextManager[Response]:
+    def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> Sending:
         """See `Transport.send`."""
         if more := self._headers():
             request = msgspec.structs.replace(request, headers={**more, **request.headers})

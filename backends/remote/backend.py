@@ -12,11 +12,12 @@ import msgspec
 
 from backends.core.capabilities import Capabilities, ParamsRule, resolve
 from backends.core.contracts import Batches, Decoder, Dialect
-from backends.core.errors import BackendError, UpstreamProtocol
+from backends.core.errors import BackendError, UpstreamProtocol, UpstreamUnavailable
 from backends.core.events import Event, Failure
+from backends.core.leaving import Leaving
 from backends.core.request import GenerationRequest, Job, Prompt
 from backends.remote.counted import Untold, counted
-from backends.remote.transport import Response, Timeouts, Transport
+from backends.remote.transport import Response, Sending, Timeouts, Transport
 
 #: Renders a conversation where the dialect wants it rendered; may ask the network (`/apply-template`) to do it.
 Renderer = Callable[[Job], "Sequence[Prompt] | Awaitable[Sequence[Prompt]]"]
@@ -70,14 +71,14 @@ class RemoteBackend:
         self._stops = tuple(stops)
         self._untold = untold
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`. `job.model` is the upstream's name of the model.
 
         Raises (from entering):
             UnsupportedParameter: the deployment's rule refuses one.
             BackendError: the transport's, or what a non-2xx answer stands for in this dialect.
         """
-        return _Opened(self, job)
+        return _Opened(self, job, leaving)
 
     async def aclose(self) -> None:
         """Close the transport."""
@@ -112,20 +113,27 @@ class RemoteBackend:
 class _Opened(AbstractAsyncContextManager[Batches]):
     """One job on its way. Its exit has only synchronous effects: those of the transport's exit."""
 
-    __slots__ = ("_backend", "_job", "_sending")
+    __slots__ = ("_backend", "_job", "_leaving", "_sending")
 
-    def __init__(self, backend: RemoteBackend, job: Job) -> None:
+    def __init__(self, backend: RemoteBackend, job: Job, leaving: Leaving | None) -> None:
         self._backend = backend
         self._job = job
-        self._sending: AbstractAsyncContextManager[Response] | None = None
+        self._leaving = leaving
+        self._sending: Sending | None = None
 
     async def __aenter__(self) -> Batches:
-        backend = self._backend
+        backend, leaving = self._backend, self._leaving
         job = backend.resolve(self._job)
+        if leaving is not None and not leaving.join(self):
+            raise UpstreamUnavailable("The client has left.")
         prompts = await backend.prompts(job)
         request = backend.dialect.encode(job, prompts)
-        sending = backend.transport.send(request, backend.timeouts)
-        response = await sending.__aenter__()
+        sending = self._sending = backend.transport.send(request, backend.timeouts)
+        try:
+            response = await sending.__aenter__()
+        except BaseException:
+            self._sending = None
+            raise
         try:
             if not 200 <= response.status < 300:
                 raise backend.dialect.failure(response.status, response.headers, await _error_body(response))
@@ -135,10 +143,15 @@ class _Opened(AbstractAsyncContextManager[Batches]):
             batches = _Batches(response.chunks, backend.dialect.decoder(job, prompts, response.headers), limit)
             answer = backend.counted(job, prompts, batches)
         except BaseException as error:
+            self._sending = None
             await sending.__aexit__(type(error), error, error.__traceback__)
             raise
-        self._sending = sending
         return answer
+
+    def part(self) -> float:
+        """See `Party.part`."""
+        sending = self._sending
+        return 0.0 if sending is None else sending.part()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

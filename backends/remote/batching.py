@@ -9,6 +9,7 @@ import msgspec
 
 from backends.core.contracts import Backend, Batches
 from backends.core.events import Event, Failure, Item, Started
+from backends.core.leaving import Leaving
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job, RerankRequest
 from backends.core.usage import Usage
 from backends.remote.held import HeldAnswer
@@ -21,11 +22,12 @@ class Batching:
         self._inner = inner
         self._size = size
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`. A failure of a piece ends all."""
         if isinstance(job, GenerationRequest) or _count(job) <= self._size:
-            return self._inner.open(job)
-        return _Pieces(self._inner, [_piece(job, start, self._size) for start in range(0, _count(job), self._size)])
+            return self._inner.open(job, leaving)
+        pieces = [_piece(job, start, self._size) for start in range(0, _count(job), self._size)]
+        return _Pieces(self._inner, pieces, leaving)
 
     async def aclose(self) -> None:
         """Close the inner backend."""
@@ -35,8 +37,8 @@ class Batching:
 class _Pieces(HeldAnswer):
     """The pieces of one job."""
 
-    def __init__(self, inner: Backend, pieces: Sequence[EmbeddingRequest | RerankRequest]) -> None:
-        super().__init__(inner)
+    def __init__(self, inner: Backend, pieces: Sequence[EmbeddingRequest | RerankRequest], leaving: Leaving | None) -> None:
+        super().__init__(inner, leaving)
         self._pieces = pieces
 
     async def _answer(self) -> Sequence[Event]:

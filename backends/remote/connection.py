@@ -7,6 +7,7 @@ has fired too early, looks at that. It serves the write, idle and total timeouts
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import cast
@@ -17,6 +18,8 @@ from backends.remote.transport import Timeouts
 
 #: Reading pauses above this many unread body bytes and resumes when they are taken.
 MAX_UNREAD_BYTES = 256 * 1024
+#: Until a connection that has not sent its whole request is half-closed again.
+_AGAIN_S = 0.001
 #: A request smaller than this is written in one piece with its head.
 _JOIN_BYTES = 64 * 1024
 
@@ -39,11 +42,13 @@ class Exchange:
         "_total_at",
         "_unread",
         "_waiter",
+        "parted",
         "timeouts",
     )
 
     def __init__(self, connection: Connection, timeouts: Timeouts, total_at: float) -> None:
         self.timeouts = timeouts
+        self.parted = False  # the server was asked to stop
         self._connection = connection
         self._total_at = total_at
         self._reader = ResponseReader()
@@ -70,7 +75,8 @@ class Exchange:
                 await waiter
             finally:
                 self._waiter = None
-        if self._error is not None and head.status < 400:  # an error's status is worth more than how its body ended
+        # an error's status is worth more than how its body ended, and so is what came of a body that was asked to end
+        if self._error is not None and head.status < 400 and not self.parted:
             raise self._error
         return head
 
@@ -279,6 +285,24 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+
+    def half_close(self) -> bool:
+        """Send no more: the peer sees the end of its input at once, and what it writes is still read. False: that cannot be.
+
+        Below asyncio, which has no such call for TLS: there the peer sees its input end without TLS's own farewell.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
+        if transport.get_write_buffer_size():  # what is written goes out with the loop's next turn, or the peer is slow
+            self.loop.call_later(_AGAIN_S, self.half_close)
+            return True
+        try:
+            with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as twin:
+                twin.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        return True
 
     # --- for the exchange ---
 

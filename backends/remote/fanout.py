@@ -16,6 +16,7 @@ import msgspec
 from backends.core.contracts import Backend, Batches
 from backends.core.errors import UpstreamTruncated
 from backends.core.events import Event, Failure, Finish, Item, Started
+from backends.core.leaving import Leaving
 from backends.core.request import GenerationRequest, Job
 from backends.core.usage import Usage, UsageSource
 
@@ -95,12 +96,12 @@ class FanOut:
         self._samples = samples
         self._prompts = prompts
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`. The first failure of a part ends all; leaving early cancels all."""
         if not isinstance(job, GenerationRequest) or job.choices == 1:
-            return self._inner.open(job)
+            return self._inner.open(job, leaving)
         parts = split(job, samples=self._samples, prompts=self._prompts)
-        return self._inner.open(job) if len(parts) == 1 else _Merged(self._inner, parts)
+        return self._inner.open(job, leaving) if len(parts) == 1 else _Merged(self._inner, parts, leaving or Leaving())
 
     async def aclose(self) -> None:
         """Close the inner backend."""
@@ -114,8 +115,9 @@ class _Merged(AbstractAsyncContextManager[Batches]):
     raise and the group is never left with an error, so no exception group reaches the caller.
     """
 
-    def __init__(self, inner: Backend, parts: Sequence[Part]) -> None:
+    def __init__(self, inner: Backend, parts: Sequence[Part], leaving: Leaving) -> None:
         self._inner = inner
+        self._leaving = leaving
         self._parts = parts
         self._queue: asyncio.Queue[tuple[int, Sequence[Event] | Exception | None]] = asyncio.Queue(_AHEAD * len(parts))
         self._group = asyncio.TaskGroup()
@@ -142,8 +144,8 @@ class _Merged(AbstractAsyncContextManager[Batches]):
     async def __anext__(self) -> Sequence[Event]:
         while self._running and not self._over:
             number, got = await self._queue.get()
-            if got is None:
-                self._running -= 1
+            if got is None or (isinstance(got, Exception) and self._leaving.gone):
+                self._running -= 1  # when all are asked to stop, the end of one is not that of the others
             elif isinstance(got, Exception):
                 self._over = True
                 raise got
@@ -162,6 +164,8 @@ class _Merged(AbstractAsyncContextManager[Batches]):
         for event in events:
             if isinstance(event, Usage):
                 self._usages[number] = event
+            elif isinstance(event, Failure) and self._leaving.gone:
+                break
             elif isinstance(event, Started):
                 if not self._started:
                     out.append(event)
@@ -178,7 +182,7 @@ class _Merged(AbstractAsyncContextManager[Batches]):
         put = self._queue.put
         finished = False
         try:
-            async with self._inner.open(self._parts[number].job) as batches:
+            async with self._inner.open(self._parts[number].job, self._leaving) as batches:
                 async for batch in batches:
                     finished = finished or any(isinstance(event, Finish | Failure) for event in batch)
                     await put((number, batch))

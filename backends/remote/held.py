@@ -8,15 +8,18 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from backends.core.contracts import Backend, Batches
+from backends.core.errors import BackendError
 from backends.core.events import Event
+from backends.core.leaving import Leaving
 from backends.core.request import Job
 
 
 class HeldAnswer(AbstractAsyncContextManager[Batches], ABC):
     """An opened job but for `_answer`. An error in it is still a status: nothing was handed out before."""
 
-    def __init__(self, inner: Backend) -> None:
+    def __init__(self, inner: Backend, leaving: Leaving | None) -> None:
         self._inner = inner
+        self._leaving = leaving
         self._done = False
         self._call: AbstractAsyncContextManager[Batches] | None = None
 
@@ -25,17 +28,28 @@ class HeldAnswer(AbstractAsyncContextManager[Batches], ABC):
         """All events, worked out by `_events` of one job or several."""
 
     async def _events(self, job: Job) -> list[Event]:
-        """All events of one call at the inner backend.
+        """All events of one call at the inner backend; those until it was left, when it was.
 
         Raises:
             BackendError: the inner backend's.
         """
-        call = self._inner.open(job)
+        call = self._inner.open(job, self._leaving)
         batches = await call.__aenter__()
         self._call = call
-        events = [event async for batch in batches for event in batch]
+        events: list[Event] = []
+        try:
+            async for batch in batches:
+                events += batch
+        except BackendError:
+            if not self.left:
+                raise
         await self.__aexit__(None, None, None)
         return events
+
+    @property
+    def left(self) -> bool:
+        """Whether nobody waits for the answer any more: what has come is only counted."""
+        return self._leaving is not None and self._leaving.gone
 
     async def __aenter__(self) -> Batches:
         return self

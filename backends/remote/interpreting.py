@@ -16,6 +16,7 @@ from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend, Batches
 from backends.core.errors import UnsupportedParameter
 from backends.core.events import Event
+from backends.core.leaving import Leaving
 from backends.core.request import GenerationRequest, Job, Output, Tool
 from backends.parsing.interpreter import Interpreter, Reading
 from backends.parsing.think import Tags
@@ -48,16 +49,16 @@ class Interpreting:
         self._tags = tags
         self._opened = opened
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`.
 
         Raises:
             UnsupportedParameter: tools together with an answer in a stated form.
         """
         if not isinstance(job, GenerationRequest) or job.prompts:
-            return self._inner.open(job)
+            return self._inner.open(job, leaving)
         inner, reading = self._read(job)
-        return _Opened(self._inner.open(inner), Interpreter(reading))
+        return _Opened(self._inner.open(inner, leaving), Interpreter(reading))
 
     async def aclose(self) -> None:
         """Close the inner backend."""

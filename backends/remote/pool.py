@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from backends.core.contracts import UpstreamRequest
 from backends.core.errors import UpstreamTimeout, UpstreamUnavailable
 from backends.remote.connection import ClosedUnanswered, Connection, Exchange
 from backends.remote.origin import Credential, Origin, RequestHeads, tls_context
-from backends.remote.transport import Response, Timeouts
+from backends.remote.transport import Response, Sending, Timeouts
 
+#: Servers that do not heed the end of a connection's other side are left so many seconds after it.
+PART_S = 0.1
 #: Idle connections kept at most; what comes back beyond it is closed.
 MAX_IDLE = 256
 
@@ -50,7 +51,7 @@ class HttpPool:
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> AbstractAsyncContextManager[Response]:
+    def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> Sending:
         """See `Transport.send`."""
         return _Sending(self, self._heads.head(request), request.body, timeouts)
 
@@ -123,7 +124,7 @@ class HttpPool:
         self._idle.pop(connection, None)
 
 
-class _Sending(AbstractAsyncContextManager[Response]):
+class _Sending(Sending):
     """One request from its first byte to its connection's return. Its exit has only synchronous effects."""
 
     __slots__ = ("_body", "_connection", "_exchange", "_head", "_pool", "_timeouts")
@@ -146,7 +147,9 @@ class _Sending(AbstractAsyncContextManager[Response]):
             try:
                 return await self._on(connection, total_at)
             except ClosedUnanswered:
-                pass  # the server had closed it already: the one resend, on a new connection
+                if self._parted():
+                    raise
+                # the server had closed it already: the one resend, on a new connection
         connection = await self._pool.connect(min(timeouts.connect_s, total_at - loop.time()))
         return await self._on(connection, total_at)
 
@@ -154,6 +157,7 @@ class _Sending(AbstractAsyncContextManager[Response]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         connection, exchange = self._connection, self._exchange
+        self._connection = None
         if connection is None or exchange is None:
             return
         if exchange.reusable:
@@ -161,12 +165,25 @@ class _Sending(AbstractAsyncContextManager[Response]):
         else:
             exchange.leave()
 
+    def part(self) -> float:
+        """The server sees the end of the connection now; what it wrote before it does is still read."""
+        connection, exchange = self._connection, self._exchange
+        if connection is None or exchange is None or not connection.half_close():
+            return 0.0
+        exchange.parted = True
+        return PART_S
+
+    def _parted(self) -> bool:
+        return self._exchange is not None and self._exchange.parted
+
     async def _on(self, connection: Connection, total_at: float) -> Response:
-        exchange = connection.begin(self._head, self._body, self._timeouts, total_at)
+        exchange = self._exchange = connection.begin(self._head, self._body, self._timeouts, total_at)
+        self._connection = connection
         try:
             head = await exchange.head()
         except BaseException:
+            self._connection = None
             connection.abort()
             raise
-        self._connection, self._exchange, self._body = connection, exchange, b""
+        self._body = b""
         return Response(head.status, head.headers, exchange)

@@ -17,6 +17,7 @@ from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend, Batches
 from backends.core.errors import UnsupportedParameter, UpstreamProtocol, UpstreamTruncated
 from backends.core.events import Event, Failure, Finish, Started, TextDelta, ToolCallDelta
+from backends.core.leaving import Leaving
 from backends.core.request import GenerationRequest, Job, Message, Output, Text
 from backends.core.usage import Usage, UsageSource
 from backends.parsing.json_form import Form, Mistake, unwrapped
@@ -42,16 +43,16 @@ class Repairing:
         self._can = can
         self._several = FanOut(self)
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
         """See `Backend.open`.
 
         Raises:
             UnsupportedParameter: a schema that cannot be checked here, or a form asked of a plain prompt.
         """
         if not isinstance(job, GenerationRequest) or job.output.kind not in ("json_object", "json_schema"):
-            return self._inner.open(job)
+            return self._inner.open(job, leaving)
         if f"response_format.{job.output.kind}" in self._can:
-            return self._inner.open(job)
+            return self._inner.open(job, leaving)
         if job.prompts:
             raise UnsupportedParameter("This model takes a form of the answer in conversations only.", param="response_format")
         try:
@@ -61,9 +62,10 @@ class Repairing:
                 f"The schema cannot be used with this model: {error}.", param="response_format"
             ) from None
         if job.n > 1:
-            return self._several.open(job)
+            return self._several.open(job, leaving)
         plain = Output("json_object") if _OBJECT in self._can else Output()
-        return _Checked(self._inner, msgspec.structs.replace(job, output=plain, messages=_asked(job.messages, form)), form)
+        asked = msgspec.structs.replace(job, output=plain, messages=_asked(job.messages, form))
+        return _Checked(self._inner, asked, form, leaving)
 
     async def aclose(self) -> None:
         """Close the inner backend."""
@@ -83,17 +85,21 @@ def _asked(messages: Sequence[Message], form: Form) -> tuple[Message, ...]:
 class _Checked(HeldAnswer):
     """One job, one or two calls."""
 
-    def __init__(self, inner: Backend, job: GenerationRequest, form: Form) -> None:
-        super().__init__(inner)
+    def __init__(self, inner: Backend, job: GenerationRequest, form: Form, leaving: Leaving | None) -> None:
+        super().__init__(inner, leaving)
         self._job = job
         self._form = form
         self._usages: list[Usage | None] = []
 
     async def _answer(self) -> Sequence[Event]:
         events = await self._told(self._job)
+        if self.left:
+            return events
         mistake = await asyncio.to_thread(self._mistake, events)
         if mistake is not None:
             again = await self._told(self._repairing(events, mistake))
+            if self.left:
+                return [*events, *again]
             if await asyncio.to_thread(self._mistake, again) is not None:
                 raise UpstreamProtocol("The model did not answer in the form that was asked for.", code="form_not_met")
             events = again
@@ -103,7 +109,7 @@ class _Checked(HeldAnswer):
         """All events of a call but its usage."""
         events = await self._events(job)
         self._usages.append(next((event for event in events if isinstance(event, Usage)), None))
-        if not any(isinstance(event, Finish | Failure) for event in events):
+        if not self.left and not any(isinstance(event, Finish | Failure) for event in events):
             raise UpstreamTruncated("The model's answer was empty.")
         return [event for event in events if not isinstance(event, Usage)]
 

@@ -46,13 +46,19 @@ class Response:
         self.chunks = chunks
 
 
+class Sending(AbstractAsyncContextManager[Response]):
+    """A request on its way. Leaving before the body was read to its end closes the connection at once; it never waits."""
+
+    def part(self) -> float:
+        """See `Party.part`."""
+        return 0.0
+
+
 class Transport(Protocol):
     """A way to one deployment's server."""
 
-    def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> AbstractAsyncContextManager[Response]:
+    def send(self, request: UpstreamRequest, timeouts: Timeouts, /) -> Sending:
         """Send a request; entering returns once the response's head is there.
-
-        Leaving before the body was read to its end closes the connection at once; leaving never waits.
 
         Raises:
             UpstreamUnavailable: not reachable, or closed before it answered.

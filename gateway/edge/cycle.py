@@ -87,6 +87,7 @@ class Cycle:
         "_waiter",
         "cancel_when_gone",
         "complete",
+        "ends_when_gone",
         "finished",
         "gone",
         "head_only",
@@ -116,6 +117,7 @@ class Cycle:
         self.length = length
         self.task: asyncio.Task[None] | None = None
         self.cancel_when_gone = False
+        self.ends_when_gone: Callable[[], bool] | None = None
         self.complete = False
         self.started = False
         self.finished = False
@@ -155,7 +157,9 @@ class Cycle:
             return
         self.gone = True
         self._wake()
-        if self.cancel_when_gone and not self.finished and self.task is not None:
+        if not self.cancel_when_gone or self.finished or self.task is None:
+            return
+        if self.ends_when_gone is None or not self.ends_when_gone():
             self.task.cancel()
 
     async def read_body(self, max_bytes: int) -> bytes:

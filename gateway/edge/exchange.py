@@ -61,6 +61,10 @@ class HttpExchange:
         """Whether this stream must end now: the drain time is over."""
         return self._draining()
 
+    def when_gone(self, ends: Callable[[], bool], /) -> None:
+        """See `Exchange.when_gone`."""
+        self._cycle.ends_when_gone = ends
+
     def header(self, name: bytes, /) -> str | None:
         """The first value of a header as Latin-1 text, or None."""
         value = self._first.get(name)

@@ -115,7 +115,7 @@ class Attempts:
         try:
             with Deadline(place.deployment.timeouts.first_event_s):
                 job = msgspec.structs.replace(self._job, model=place.deployment.model)
-                self._opened = place.backend.open(job)
+                self._opened = place.backend.open(job, tally.leaving)
                 self._stream = await self._opened.__aenter__()
                 self._held = await _peek(self._stream, record)
         except TimeoutError:
@@ -128,6 +128,9 @@ class Attempts:
         else:
             place.record(None, monotonic_us())
             return None
+        if tally.leaving.gone:  # it ended because it was asked to: no fault of the deployment's, and nothing to try again
+            await self._leave(type(failure), failure, None)
+            raise ConnectionResetError("the client left")
         record.error = failure
         place.record(failure, monotonic_us())
         await self._leave(type(failure), failure, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from backends.core.errors import GatewayError
@@ -36,6 +36,9 @@ class Exchange(Protocol):
     @property
     def draining(self) -> bool:
         """Whether this stream must end now: the drain time is over."""
+
+    def when_gone(self, ends: Callable[[], bool], /) -> None:
+        """Asked when the client has left, before the task is cancelled: True = it ends by itself, within moments."""
 
     def header(self, name: bytes, /) -> str | None:
         """The first value of a header as Latin-1 text, or None."""

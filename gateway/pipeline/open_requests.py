@@ -22,7 +22,7 @@ LOADING_FIRST_US = 500_000
 class Entry:
     """One request, open while its `with` block lasts."""
 
-    __slots__ = ("_among", "_reason", "_task", "exchange", "tally", "told_us")
+    __slots__ = ("_among", "_reason", "_task", "_timer", "exchange", "tally", "told_us")
 
     def __init__(self, tally: Tally, exchange: Exchange, task: asyncio.Task[object], among: set[Entry]) -> None:
         self._among = among
@@ -31,6 +31,7 @@ class Entry:
         self.told_us = 0
         self._task = task
         self._reason: GatewayError | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Entry:
         """It is open."""
@@ -40,6 +41,19 @@ class Entry:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """It is over."""
         self._among.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def left(self) -> bool:
+        """The client is gone. Who answers it is asked to stop, and what they have made until they hear it is still counted,
+        for moments; False: nobody answers it, there is nothing to wait for.
+        """
+        if self._timer is None:
+            patience_s = self.tally.leaving.leave()
+            if not patience_s:
+                return False
+            self._timer = self._task.get_loop().call_later(patience_s, self._task.cancel)
+        return True
 
     def interrupt(self, reason: GatewayError) -> None:
         """End the request with this error, wherever it waits. A second call changes nothing."""

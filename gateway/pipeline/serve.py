@@ -24,6 +24,7 @@ from gateway.pipeline.attempts import Attempts
 from gateway.pipeline.clock import monotonic_us, wall_us
 from gateway.pipeline.exchange import BodyTooLarge, Exchange
 from gateway.pipeline.house import House
+from gateway.pipeline.open_requests import Entry
 from gateway.pipeline.rows import takes_long, unreported
 from gateway.pipeline.tally import Tally
 from gateway.protocols.contract import ClientProtocol, Identity
@@ -42,15 +43,19 @@ async def serve(x: Exchange, protocol: ClientProtocol, house: House) -> None:
     x.response_headers.append((b"x-request-id", tally.id.encode()))
     try:
         with house.open_requests.entered(tally, x) as entry:
+            x.when_gone(entry.left)
             try:
-                await _answer(x, protocol, house, tally)
+                await _answer(x, protocol, house, tally, entry)
             except asyncio.CancelledError:
                 if (interruption := entry.interruption()) is None:
                     raise
                 raise interruption from None
     except GatewayError as error:
-        tally.fail(error, outcome_of(error))
-        await _fail(x, protocol, error, tally)
+        if tally.leaving.gone:  # it broke off because it was asked to
+            tally.cancel()
+        else:
+            tally.fail(error, outcome_of(error))
+            await _fail(x, protocol, error, tally)
     except (asyncio.CancelledError, ConnectionError) as gone:
         tally.cancel()
         if isinstance(gone, asyncio.CancelledError):
@@ -65,7 +70,7 @@ async def serve(x: Exchange, protocol: ClientProtocol, house: House) -> None:
         house.settler.submit(tally)
 
 
-async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Tally) -> None:
+async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Tally, entry: Entry) -> None:
     """The way of a request, in one direction: key, body, route, deposit, attempts, stream, settlement."""
     if x.draining:
         raise Draining("The gateway is shutting down; try again.", retry_after_ms=1000)
@@ -90,10 +95,19 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
         x.content_type = encoder.content_type.encode()
         async for batch in stream:
             failure = tally.observe(batch, monotonic_us())
+            if tally.leaving.gone:
+                continue  # nobody is there to read it: it is counted
             if data := encoder.feed(batch[:-1] if failure else batch):
-                await x.send(data)
+                try:
+                    await x.send(data)
+                except ConnectionError:
+                    if not entry.left():
+                        raise
+                    continue
             if failure:
                 raise BackendError.of(failure)
+        if tally.leaving.gone:
+            raise ConnectionResetError("the client left")
         if isinstance(call.job, GenerationRequest) and tally.finished_choices < call.job.choices:
             raise UpstreamTruncated("The model's answer ended early.")
         if tally.usage is None:

@@ -9,6 +9,7 @@ import msgspec
 
 from backends.core.errors import GatewayError
 from backends.core.events import Event, Failure, Finish, Item, ReasoningDelta, RefusalDelta, Started, TextDelta, ToolCallDelta
+from backends.core.leaving import Leaving
 from backends.core.usage import Usage
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
@@ -81,6 +82,7 @@ class Tally(msgspec.Struct, eq=False):
     status: int = 200
     error: GatewayError | None = None
     settled: bool = False
+    leaving: Leaving = msgspec.field(default_factory=Leaving)
 
     @property
     def deployment(self) -> Deployment | None:

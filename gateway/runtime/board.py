@@ -12,6 +12,7 @@ import msgspec
 from backends.core.contracts import Backend, Batches
 from backends.core.errors import GatewayError, UpstreamOverloaded, UpstreamUnavailable
 from backends.core.events import Event
+from backends.core.leaving import Leaving
 from backends.core.request import Job
 from gateway.domain.engines import EngineState
 from gateway.runtime import control
@@ -109,13 +110,13 @@ class LoadedFirst:
     def __init__(self, inner: Backend, board: Board, name: str) -> None:
         self._inner, self._board, self._name = inner, board, name
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: Leaving | None = None) -> AbstractAsyncContextManager[Batches]:
         """As `Backend.open`.
 
         Raises:
             UpstreamUnavailable, UpstreamOverloaded: from `__aenter__`, as `Board.ready`.
         """
-        return _Opened(self._inner, self._board, self._name, job)
+        return _Opened(self._inner, self._board, self._name, job, leaving)
 
     async def aclose(self) -> None:
         """Close the inner backend."""
@@ -125,7 +126,8 @@ class LoadedFirst:
 class _Opened(AsyncIterator[Sequence[Event]]):
     """One job. An engine may begin to unload between the look at its state and the job's arrival: then all again."""
 
-    def __init__(self, inner: Backend, board: Board, name: str, job: Job) -> None:
+    def __init__(self, inner: Backend, board: Board, name: str, job: Job, leaving: Leaving | None) -> None:
+        self._leaving = leaving
         self._inner, self._board, self._name, self._job = inner, board, name, job
         self._opened: AbstractAsyncContextManager[Batches] | None = None
         self._batches: Batches | None = None
@@ -160,7 +162,7 @@ class _Opened(AsyncIterator[Sequence[Event]]):
     async def _open(self) -> None:
         while True:
             await self._board.ready(self._name)
-            opened = self._inner.open(self._job)
+            opened = self._inner.open(self._job, self._leaving)
             try:
                 self._batches = await opened.__aenter__()
             except UpstreamOverloaded as error:

@@ -121,9 +121,9 @@ async def test_a_thousand_streams_aborted_at_random_moments(gateway: GatewayProc
     produced, billed = sum(one.written for one in seen), sum(row["output_tokens"] for row in found)
     assert len(found) == (await asyncio.to_thread(held.used))[0], "one row for each request that was let in"
     assert (await asyncio.to_thread(held.used))[1] == billed
-    # A word that the upstream wrote after the gateway had hung up reached nobody: at most one for each stream that was cut.
     cut = sum(not one.completed for one in seen)
-    assert sum(heard) <= billed <= produced <= billed + cut, (sum(heard), billed, produced, cut)
+    amounts = Counter(one.written for one in seen), Counter(row["output_tokens"] for row in found)
+    assert sum(heard) <= billed == produced, (sum(heard), billed, produced, amounts[0] - amounts[1], amounts[1] - amounts[0])
     assert len(found) >= len(seen) >= STREAMS / 2 and cut > STREAMS / 4, "most of them were under way"
     whole = sorted(row["output_tokens"] for row in found if row["outcome"] == "ok")
     assert set(whole) <= {20}

@@ -20,7 +20,7 @@ from tests.servers import RedisServer
 from tests.upstream import Upstream, in_thread, upstream_server
 
 ONE, OTHER = "sk-leaving-one-0123456789abcdef", "sk-leaving-other-0123456789abcdef"
-REMOTE = ["words-3", "words-3-t30000", "words-500-d20", "words-600-k64"]
+REMOTE = ["words-3", "words-3-t30000", "words-500-d20", "words-500-d20-deaf", "words-600-k64"]
 EIGHT = "sk-leaving-eight-0123456789abcdef"
 GONE_S = 0.5
 #: The engine reads one prompt token per step of 10 ms and then speaks without end.
@@ -91,17 +91,23 @@ async def until(found: object, within_s: float = 3.0) -> object:
     return value
 
 
-async def nothing_is_held(gateway: GatewayProcess, since_us: int, *, streamed: bool, words: bool) -> None:
-    """The key's one slot is free at once, and the row tells of the cancelled request."""
-    client = await asked(gateway, ONE, chat("words-3", stream=False))
-    status, _, body = await client.answer()
-    client.leave()
+async def nothing_is_held(gateway: GatewayProcess, since_us: int, *, streamed: bool, words: bool) -> dict[str, object]:
+    """The key's one slot is free within moments of the backend's end, and the row tells of the cancelled request."""
+    deadline = time.monotonic() + GONE_S
+    while True:
+        client = await asked(gateway, ONE, chat("words-3", stream=False))
+        status, _, body = await client.answer()
+        client.leave()
+        if status != 429 or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.02)
     assert status == 200, body
     rows = await asyncio.to_thread(gateway.rows, 2, key_id="one", since_us=since_us)
     row = rows[0]
     assert (row["outcome"], row["status"], bool(row["streamed"])) == ("cancelled", 499, streamed)
     assert (row["output_tokens"] > 0) is words
     assert row["output_tokens"] <= 400
+    return row
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -123,7 +129,8 @@ async def test_the_engine_forgets_a_request_whose_client_left(gateway: GatewayPr
     cancelled = await until(lambda: journal(gateway, "cancel", mine))
     assert cancelled[0]["was"] == phase
     assert cancelled[0]["t"] - left < GONE_S
-    await nothing_is_held(gateway, since, streamed=stream, words=phase == "decode")
+    row = await nothing_is_held(gateway, since, streamed=stream, words=phase == "decode")
+    assert row["usage_source"] == ("counted" if phase == "decode" else "none"), "the engine tells what it had made"
     if first is not None:
         assert not journal(gateway, "cancel", journal(gateway, "submit")[-2]["id"]), "another's request was cancelled"
         first.leave()
@@ -138,14 +145,28 @@ async def test_the_upstream_connection_is_closed(gateway: GatewayProcess, model:
     before = len(gateway.upstream.of(model))
     client = await asked(gateway, ONE, chat(model, stream=stream))
     (seen,) = await until(lambda: gateway.upstream.of(model)[before:])
-    if stream and model == "words-500-d20":
+    speaks = stream and model != "words-3-t30000"
+    if speaks:
         await client.until(b"w1 ")
     else:
         await asyncio.sleep(0.05)
     left = client.leave(manner)
     await until(lambda: seen.closed)
     assert seen.closed - left < GONE_S
-    await nothing_is_held(gateway, since, streamed=stream, words=stream and model == "words-500-d20")
+    row = await nothing_is_held(gateway, since, streamed=stream, words=speaks)
+    assert row["output_tokens"] == (seen.written if speaks else 0), "what it wrote until it knew"
+
+
+async def test_an_upstream_that_goes_on_when_nobody_sends_is_closed_all_the_same(gateway: GatewayProcess) -> None:
+    since = time.time_ns() // 1000
+    client = await asked(gateway, ONE, chat("words-500-d20-deaf"))
+    await client.until(b"w1 ")
+    (seen,) = gateway.upstream.of("words-500-d20-deaf")
+    left = client.leave()
+    await until(lambda: seen.closed)
+    assert seen.closed - left < GONE_S
+    row = await nothing_is_held(gateway, since, streamed=True, words=True)
+    assert seen.written - 3 <= row["output_tokens"] <= seen.written, "all but what it wrote to a closed connection"
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])

@@ -89,3 +89,4 @@ async def test_the_slot_of_whoever_leaves_is_free(gateway: GatewayProcess, phase
     assert row["outcome"] == "cancelled"
     assert (row["output_tokens"] > 0) is (phase == "decode")
     assert row["output_tokens"] < 1000
+    assert row["usage_source"] == ("counted" if phase == "decode" else "none"), "the engine tells what it had made"

@@ -24,7 +24,7 @@ class Embedder:
         self._fails_at = fails_at
 
     @asynccontextmanager
-    async def open(self, job: Any) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
+    async def open(self, job: Any, leaving: Any = None) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
         self.sizes.append(len(job.inputs))
         if len(self.sizes) == self._fails_at:
             raise UpstreamUnavailable("down")
@@ -93,7 +93,7 @@ async def test_documents_go_in_pieces_too() -> None:
 
     class Ranker:
         @asynccontextmanager
-        async def open(self, job: Any) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
+        async def open(self, job: Any, leaving: Any = None) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
             sizes.append(len(job.documents))
 
             async def batches() -> AsyncIterator[Sequence[Event]]:

@@ -26,7 +26,7 @@ class Script:
         self.most = 0
         self.fails, self.hangs, self.silent, self.failure = fails, hangs, silent, failure
 
-    def open(self, job: Job) -> AbstractAsyncContextManager[Batches]:
+    def open(self, job: Job, leaving: object = None) -> AbstractAsyncContextManager[Batches]:
         assert isinstance(job, GenerationRequest)
         self.jobs.append(job)
         return self._opened(job, len(self.jobs) - 1)

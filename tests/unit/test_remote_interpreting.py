@@ -32,7 +32,7 @@ class Speaker:
         self.closed = False
 
     @asynccontextmanager
-    async def open(self, job: Job) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
+    async def open(self, job: Job, leaving: object = None) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
         self.job = job
         yield self._batches()
 

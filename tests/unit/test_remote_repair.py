@@ -31,7 +31,7 @@ class Scripted:
         self.open_now = 0
 
     @asynccontextmanager
-    async def open(self, job: Any) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
+    async def open(self, job: Any, leaving: Any = None) -> AsyncIterator[AsyncIterator[Sequence[Event]]]:
         self.jobs.append(job)
         said = self.answers.pop(0)
         self.open_now += 1

@@ -74,7 +74,7 @@ def test_only_deployments_that_can_are_eligible():
 
 class Nothing:
     @asynccontextmanager
-    async def open(self, job):
+    async def open(self, job, leaving=None):
         yield
 
     async def aclose(self):

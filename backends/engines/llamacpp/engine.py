@@ -16,6 +16,7 @@ from backends.core.contracts import Engine
 from backends.core.errors import BadRequest, Overloaded, UnsupportedParameter
 from backends.core.events import Event, Failure, TokenLogprob
 from backends.core.request import GenerationRequest, Job
+from backends.core.usage import Usage
 from backends.engines.choice import ChoiceText
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
@@ -110,13 +111,16 @@ class LlamaCppEngine:
             raise BadRequest("This model makes text, nothing else.", param="model")
         return sum(map(len, self._prompts.of(job)))
 
-    def cancel(self, id: str) -> None:
+    def cancel(self, id: str) -> Usage | None:
         """Forget a job; as `Engine`."""
         job = self._jobs.get(id)
-        if job is not None:
-            was = job.phase()
-            self._drop(job)
-            self._journal.job("cancel", id, was=was)
+        if job is None:
+            return None
+        was = job.phase()
+        job.output_tokens += sum(sequence.text.tokens for sequence in job.open)
+        self._drop(job)
+        self._journal.job("cancel", id, was=was)
+        return job.usage() if job.output_tokens else None
 
     def hurry(self) -> None:
         """A cancel is on its way; from another thread. A step that reads prompts is cut short, never two in a row."""

@@ -56,6 +56,10 @@ class Answer:
         text = self._choices[choice]
         return [] if text.finished else self._told(text.end())
 
+    def usage(self) -> Usage:
+        """What it came to so far."""
+        return Usage(sum(self._sizes), sum(choice.tokens for choice in self._choices), source="counted")
+
     def fail(self, failure: Failure) -> list[Event]:
         """Nothing more comes."""
         return [failure]
@@ -65,5 +69,5 @@ class Answer:
             self._begun = True
             events.insert(0, Started(self._job.model))
         if self.complete:
-            events.append(Usage(sum(self._sizes), sum(choice.tokens for choice in self._choices), source="counted"))
+            events.append(self.usage())
         return events

@@ -142,7 +142,7 @@ class TransformersEngine(MailedEngine):
         work = self._work(job, id)
         fits = self._batch is not None and batchable(work.job, self._of_model, self._options.generation)
         runner: Solo | Batch = self._batch if fits and self._batch is not None else self._solo
-        return Taken(work.job.choices, lambda: runner.add(work), lambda: runner.cancel(work))
+        return Taken(work.job.choices, lambda: runner.add(work), lambda: runner.cancel(work), work.answer.usage)
 
     def _work(self, job: Job, id: str) -> Work:
         if not isinstance(job, GenerationRequest):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from backends.core.capabilities import Capabilities
@@ -170,11 +171,12 @@ class VllmEngine(MailedEngine):
         choices = job.choices if isinstance(job, GenerationRequest) else 1
         self._check_room(choices)
         if isinstance(job, GenerationRequest):
-            work = self._generation(job, id)
+            work, made = self._generation(job, id)
         else:
-            work = self._guarded(id, self._pool(job, id, self._inputs(job)))
+            work, made = self._guarded(id, self._pool(job, id, self._inputs(job))), None
         running = _Running()
-        return Taken(choices, lambda: self._loop.post(running.begin, self._loop, work), lambda: self._loop.post(running.cancel))
+        begin, cancel = partial(self._loop.post, running.begin, self._loop, work), partial(self._loop.post, running.cancel)
+        return Taken(choices, begin, cancel, made)
 
     def _check_kind(self, job: Job) -> None:
         options = self._options
@@ -187,7 +189,8 @@ class VllmEngine(MailedEngine):
             return self._pairs.of(job)
         return [Pair(self._prompts.plain(one, "input")) for one in job.inputs]
 
-    def _generation(self, job: GenerationRequest, id: str) -> Any:
+    def _generation(self, job: GenerationRequest, id: str) -> tuple[Any, Callable[[], Usage] | None]:
+        """The coroutine, and what it has come to so far."""
         if len(job.sampling.stop) > MAX_STOPS:
             raise BadRequest(f"At most {MAX_STOPS} stop strings are taken.", param="stop")
         if job.suffix:
@@ -203,7 +206,8 @@ class VllmEngine(MailedEngine):
             for prompt in prompts
         ]
         told = JobEvents(job, self._spelling.of, conversation.reader if conversation is not None else None)
-        return self._guarded(id, self._generate(job, id, list(zip(prompts, params, strict=True)), told, conversation))
+        work = self._generate(job, id, list(zip(prompts, params, strict=True)), told, conversation)
+        return self._guarded(id, work), told.usage
 
     # running a job, on the loop
 
