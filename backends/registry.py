@@ -17,7 +17,7 @@ from backends.dialects.jquesnelle import Jquesnelle
 from backends.dialects.lightllm import LightLlm
 from backends.dialects.llamacpp import LlamaCpp
 from backends.dialects.ollama import Ollama
-from backends.dialects.openai_compatible import OpenAICompatible, Quirks
+from backends.dialects.openai_compatible import OpenAICompatible, OpenAIOptions, Quirks
 from backends.dialects.server_quirks import QUIRKS
 from backends.dialects.sglang import LmDeploy, Sglang, SglangOptions
 from backends.dialects.tei import Tei, TeiOptions
@@ -72,6 +72,8 @@ _MODEL_LISTS: Mapping[str, Listing] = MappingProxyType(
 #: Dialects whose servers may leave out usage, and whose servers never say why an answer ended.
 _TELL_NO_USAGE = frozenset({"triton", "chinese_alpaca", "jquesnelle", "ffm"})
 _TELL_NO_REASON = frozenset({"triton", "chinese_alpaca", "jquesnelle"})
+#: Dialects whose output cap includes the prompt.
+_CAP_INCLUDES_PROMPT = frozenset({"jquesnelle"})
 _INSPECTIONS: Mapping[str, Inspection] = MappingProxyType(
     {
         "llamacpp": Inspection(
@@ -113,16 +115,20 @@ def dialect(name: str, quirks: str = "", options: Mapping[str, object] = NO_OPTI
         raise ValueError(f"unknown dialect {name!r}; known: {', '.join(sorted(DIALECTS))}")
     if quirks and name != "openai_compatible":
         raise ValueError(f"dialect {name!r} has no quirks, {quirks!r} was given")
+    if name == "openai_compatible":
+        return OpenAICompatible(_quirks(quirks or "openai"), msgspec.convert(dict(options), type=OpenAIOptions))
     if options and name not in _WITH_OPTIONS:
         raise ValueError(f"dialect {name!r} has no options")
     if name in _WITH_OPTIONS:
         kind, build = _WITH_OPTIONS[name]
         return build(msgspec.convert(dict(options), type=kind))
-    return OpenAICompatible(_quirks(quirks)) if quirks else make()
+    return make()
 
 
 def options(name: str) -> tuple[str, ...]:
     """The options that a dialect knows, by name."""
+    if name == "openai_compatible":
+        return OpenAIOptions.__struct_fields__
     return _WITH_OPTIONS[name][0].__struct_fields__ if name in _WITH_OPTIONS else ()
 
 
@@ -164,6 +170,11 @@ def tells(dialect_name: str, quirks: str) -> frozenset[str]:
     else:
         usage, reason = dialect_name not in _TELL_NO_USAGE, dialect_name not in _TELL_NO_REASON
     return frozenset(({"usage"} if usage else set()) | ({"reason"} if reason else set()))
+
+
+def cap_includes_prompt(dialect_name: str) -> bool:
+    """Whether `encode` wants to know how many tokens a prompt's text has."""
+    return dialect_name in _CAP_INCLUDES_PROMPT
 
 
 def template_source(dialect: Dialect, *, own: bool) -> str:

@@ -132,7 +132,12 @@ def _untold(deployment: Deployment, load: Callable[[str], Tokenizes]) -> Untold 
     if not deployment.tokenizer or len(tells) == 2:
         return None
     tokenizer = load(deployment.tokenizer)
-    return Untold(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), "reason" not in tells)
+    includes = registry.cap_includes_prompt(deployment.dialect)
+    return Untold(
+        lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        "reason" not in tells,
+        (lambda text: len(tokenizer.encode(text, add_special_tokens=True))) if includes else None,
+    )
 
 
 def _transport(deployment: Deployment) -> HttpPool:
@@ -222,7 +227,7 @@ def _renderer(
     server = registry.prompt_server(dialect.name)
     if server is not None:
         return ServerRenderer(server, dialect, transport, timeouts, template)
-    return TemplateRenderer(template or ChatTemplate(family("chatml")), tokenise)
+    return TemplateRenderer(template or ChatTemplate(family("chatml").template), tokenise)
 
 
 def template_source(deployment: Deployment) -> str:

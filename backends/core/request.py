@@ -114,10 +114,11 @@ class Sampling(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):
-    """A finished prompt: text, or token ids when `tokens` is not None. `bos`: the template has begun it already."""
+    """A finished prompt: text, or token ids when `tokens` is not None. `count`: a text's tokens, 0 = not known."""
 
     text: str = ""
     tokens: tuple[int, ...] | None = None
+    count: int = 0
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, gc=False, tag="generation"):

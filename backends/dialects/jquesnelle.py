@@ -4,8 +4,11 @@ Source: jquesnelle/transformers-openai-api (2023). `base_url` ends in `/v1`. Cau
 each text and count it into `completion_tokens`; every choice of a prompt bears the same index; there is no finish
 reason. Stop strings are cut here.
 
-Known limits: its `max_tokens` is Hugging Face's `max_length`, which includes the prompt, so answers may be shorter than
-asked; no conversations, unless they are rendered by a chat template.
+Its `max_tokens` is Hugging Face's `max_length`, which includes the prompt: the prompt's tokens are added to the cap, as
+counted by the model's tokenizer where the deployment's model names it.
+
+Known limits: without a tokenizer a prompt counts for a token every four bytes, which is rarely too much, so an answer may
+end before its cap; no conversations, unless they are rendered by a chat template.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from backends.parsing import failures
 CAPABILITIES: Capabilities = frozenset(
     {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "n", "stop", "needs_output_cap"}
 )
+#: Of the usual tokenizers on English text; other texts have fewer.
+_BYTES_PER_TOKEN = 4
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -67,7 +72,9 @@ class Jquesnelle:
             raise UnsupportedParameter(f"The model {job.model!r} takes prompts as text here.", param="prompt")
         texts = [one.text for one in given]
         body: dict[str, object] = {"model": job.model, "prompt": texts[0] if len(texts) == 1 else texts}
-        for name in ("max_tokens", "temperature", "top_p"):
+        if job.sampling.max_tokens is not None:
+            body["max_tokens"] = job.sampling.max_tokens + max(map(_tokens, given))
+        for name in ("temperature", "top_p"):
             if (value := getattr(job.sampling, name)) is not None:
                 body[name] = value
         if job.sampling.top_k:
@@ -86,6 +93,10 @@ class Jquesnelle:
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
         return failures.failure(status, headers, body)
+
+
+def _tokens(prompt: Prompt) -> int:
+    return prompt.count or -(-len(prompt.text.encode()) // _BYTES_PER_TOKEN)
 
 
 class _Reader:

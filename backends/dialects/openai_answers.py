@@ -26,7 +26,7 @@ from backends.core.events import (
 from backends.core.request import GenerationRequest
 from backends.core.usage import Usage
 from backends.dialects.answers import UNREADABLE, AnswerDecoder
-from backends.dialects.openai_details import add_usage, read_arguments, read_logprobs, read_usage, tidied
+from backends.dialects.openai_details import add_usage, count_ids, read_arguments, read_logprobs, read_usage, tidied
 from backends.parsing import failures, second_look
 from backends.parsing.callpieces import CallIds, CallPieces
 from backends.parsing.framing import EventsOrBody
@@ -74,6 +74,7 @@ class GenerationDecoder(AnswerDecoder):
         self._choices: dict[int, _Choice] = {}
         self._ids = CallIds()
         self._usages: list[tuple[int, msgspec.Raw]] = []
+        self._prompt_tokens = 0
 
     def _stopped(self, out: list[Event], *, inside: bool) -> None:
         clean = self._quirks.terminator
@@ -193,10 +194,12 @@ class GenerationDecoder(AnswerDecoder):
         if not self._quirks.usage_per_choice or self._job.choices == 1:
             self._usages.clear()
         self._usages.append((chunk.choices[0].index // self._job.n if chunk.choices else 0, chunk.usage))
+        if chunk.prompt_token is not EMPTY:
+            self._prompt_tokens = count_ids(chunk.prompt_token)
 
     def _usage(self) -> Usage | None:
         wanted = self._job.choices if self._quirks.usage_per_choice else 1
-        told = [(prompt, read_usage(raw, spoke=self._begun)) for prompt, raw in self._usages]
+        told = [(prompt, read_usage(raw, spoke=self._begun, prompt=self._prompt_tokens)) for prompt, raw in self._usages]
         return add_usage(told) if len(told) == wanted else None
 
     def _open(self, index: int, out: list[Event]) -> _Choice | None:

@@ -71,6 +71,7 @@ class Quirks(msgspec.Struct, frozen=True):
         by_line: it ends its events with one newline instead of two.
         infer_length: where its finish reason does not tell `length` from `stop`.
         token_chunks: each chunk of a stream that has text is one token.
+        tokenizes: it can be asked to `tokenize` the prompt; a whole answer then lists its ids as `promptToken`.
     """
 
     name: str
@@ -96,6 +97,15 @@ class Quirks(msgspec.Struct, frozen=True):
     by_line: bool = False
     infer_length: Literal["", "completions", "always"] = ""
     token_chunks: bool = False
+    tokenizes: bool = False
+
+
+class OpenAIOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked of a server beside the client's wishes. `tokenize`: the prompt's token ids, which count the prompt
+    where the server's usage does not.
+    """
+
+    tokenize: bool = False
 
 
 class OpenAICompatible:
@@ -104,8 +114,12 @@ class OpenAICompatible:
     name = "openai_compatible"
     needs_prompt = False
 
-    def __init__(self, quirks: Quirks) -> None:
+    def __init__(self, quirks: Quirks, options: OpenAIOptions | None = None) -> None:
+        """Raises ValueError: an option that this kind of server does not know."""
         self.quirks = quirks
+        self._options = options or OpenAIOptions()
+        if self._options.tokenize and not quirks.tokenizes:
+            raise ValueError(f"the quirks {quirks.name!r} know no option 'tokenize'")
         self._spelling = {ours: ours for ours in Sampling.__struct_fields__} | dict(quirks.spelling)
 
     @property
@@ -143,6 +157,8 @@ class OpenAICompatible:
             body["n"] = job.n
         if job.reasoning_effort is not None:
             body["reasoning_effort"] = job.reasoning_effort
+        if self._options.tokenize and not stream:
+            body["tokenize"] = True
         path = "/completions" if prompts else "/chat/completions"
         return UpstreamRequest("POST", path, _JSON, msgspec.json.encode(body))
 

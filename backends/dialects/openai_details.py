@@ -16,17 +16,20 @@ _read_text = msgspec.json.Decoder(str).decode
 _read_logprobs = msgspec.json.Decoder(LogprobsWire, strict=False).decode
 
 
-def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
-    """Usage as told, or None when it cannot be true: absent, negative, no integers, absurd, or zeros for a real answer."""
+def read_usage(raw: msgspec.Raw, *, spoke: bool, prompt: int = 0) -> Usage | None:
+    """Usage as told, or None when it cannot be true: absent, negative, no integers, absurd, or zeros for a real answer.
+
+    `prompt`: the prompt's tokens as told elsewhere, for a usage that lacks them; 0 = not told.
+    """
     try:
         told = _read_any(raw) if raw is not EMPTY else None
     except (ValueError, RecursionError):
         return None
     if not isinstance(told, dict):
         return None
-    prompt = told_count(told.get("prompt_tokens", told.get("input_tokens")))
+    prompt = told_count(told.get("prompt_tokens", told.get("input_tokens"))) or prompt
     completion = told_count(told.get("completion_tokens", told.get("output_tokens", 0)))
-    if prompt is None or completion is None:
+    if completion is None:
         return None
     if not 0 < prompt < ABSURD or not 0 <= completion < ABSURD or (spoke and completion == 0):
         return None
@@ -34,6 +37,12 @@ def read_usage(raw: msgspec.Raw, *, spoke: bool) -> Usage | None:
     cached = _detail(of_prompt, "cached_tokens", prompt) if of_prompt else 0
     reasoning = _detail(of_completion, "reasoning_tokens", completion) if of_completion else 0
     return Usage(prompt, completion, cached, reasoning)
+
+
+def count_ids(raw: msgspec.Raw) -> int:
+    """How many token ids are listed; 0 for anything else."""
+    ids = _read_any(raw)
+    return len(ids) if isinstance(ids, list) else 0
 
 
 def add_usage(told: Sequence[tuple[int, Usage | None]]) -> Usage | None:

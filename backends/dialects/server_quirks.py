@@ -175,6 +175,7 @@ _QUIRKS = (
         stream_usage=False,
         string_content=True,
         by_line=True,
+        tokenizes=True,
     ),
 )
 

@@ -16,7 +16,7 @@ from backends.core.errors import BackendError, UpstreamProtocol, UpstreamUnavail
 from backends.core.events import Event, Failure
 from backends.core.leaving import Leaving
 from backends.core.request import GenerationRequest, Job, Prompt
-from backends.remote.counted import Untold, counted
+from backends.remote.counted import Untold, counted, tokens
 from backends.remote.transport import Response, Sending, Timeouts, Transport
 
 #: Renders a conversation where the dialect wants it rendered; may ask the network (`/apply-template`) to do it.
@@ -97,8 +97,13 @@ class RemoteBackend:
         """The finished prompts of a job, where the dialect wants them; a plain completion brings its own."""
         if not self.dialect.needs_prompt or not isinstance(job, GenerationRequest):
             return ()
-        if job.prompts:
-            return job.prompts
+        given = job.prompts or await self._rendered(job)
+        count = self._untold.prompt if self._untold is not None else None
+        if count is None:
+            return given
+        return [msgspec.structs.replace(one, count=await tokens(count, one.text)) for one in given]
+
+    async def _rendered(self, job: Job) -> Sequence[Prompt]:
         assert self._render is not None
         rendered = self._render(job)
         return await rendered if isawaitable(rendered) else rendered

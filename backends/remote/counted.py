@@ -24,12 +24,17 @@ _PER_MESSAGE = 4
 
 
 class Untold(NamedTuple):
-    """The number of tokens of a text, by the model's tokenizer; and whether the server does not tell why an answer ended:
-    one that has as many tokens as it may have is then `length`.
+    """How to count what a server does not tell, by its model's tokenizer.
+
+    Attributes:
+        count: the tokens of a text.
+        reasons: it does not tell why an answer ended: one that has as many tokens as it may have is then `length`.
+        prompt: the tokens of a prompt as it reads one, where its output cap includes the prompt; None elsewhere.
     """
 
     count: Count
     reasons: bool
+    prompt: Count | None = None
 
 
 async def counted(
@@ -58,7 +63,7 @@ async def counted(
                 texts.setdefault(event.choice, []).append(event.name + event.arguments)
             elif isinstance(event, Finish) and untold.reasons and event.reason == "stop":
                 most = job.sampling.max_tokens
-                full = most is not None and await _tokens(count, "".join(texts.get(event.choice, ()))) >= most
+                full = most is not None and await tokens(count, "".join(texts.get(event.choice, ()))) >= most
                 out.append(Finish("length", event.choice) if full else event)
                 continue
             told = told or isinstance(event, Usage)
@@ -66,7 +71,7 @@ async def counted(
             out.append(event)
         yield out
     if not told and not failed:
-        output = sum([await _tokens(count, "".join(text)) for text in texts.values()])
+        output = sum([await tokens(count, "".join(text)) for text in texts.values()])
         given, source = await _input(job, prompts, count)
         yield [Usage(given, output, source=source)]
 
@@ -76,9 +81,10 @@ async def _input(job: GenerationRequest, prompts: Sequence[Prompt], count: Count
     given = prompts or job.prompts
     texts = [one.text for one in given if one.tokens is None] or ([] if given else [one.text for one in job.messages])
     ids = sum(len(one.tokens) for one in given if one.tokens is not None)
-    total = ids + sum([await _tokens(count, text) for text in texts])
+    total = ids + sum([await tokens(count, text) for text in texts])
     return (total, "counted") if given else (total + _PER_MESSAGE * len(job.messages), "estimated")
 
 
-async def _tokens(count: Count, text: str) -> int:
+async def tokens(count: Count, text: str) -> int:
+    """The number of tokens; a long text is counted in a thread."""
     return count(text) if len(text) <= _INLINE_CHARS else await asyncio.to_thread(count, text)

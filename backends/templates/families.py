@@ -158,24 +158,41 @@ _DEEPSEEK = (
 """
 )
 
-#: What llama.cpp's old proxy api_like_OAI.py makes of a conversation, under its own defaults of chat_prompt, user_name,
-#: ai_name and system_name; a template of one's own takes other names.
-_API_LIKE_OAI = """\
-{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant follows the given rules no matter \
-what.\\n' }}
-{%- for message in messages -%}
-{%- if message.role == 'system' -%}
-{{ "\\nASSISTANT's RULE: " + (message.content or '') }}
-{%- elif message.role == 'assistant' -%}
-{{ '\\nASSISTANT: ' + (message.content or '') + '</s>' }}
-{%- else -%}
-{{ '\\nUSER: ' + (message.content or '') }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '\\nASSISTANT:' }}
-{%- endif -%}
-"""
+#: What llama.cpp's old proxy api_like_OAI.py was started with: its own defaults, under its own names.
+_PROXY: Mapping[str, str] = MappingProxyType(
+    {
+        "chat_prompt": "A chat between a curious user and an artificial intelligence assistant. The assistant follows the"
+        " given rules no matter what.\n",
+        "user_name": "\nUSER: ",
+        "ai_name": "\nASSISTANT: ",
+        "system_name": "\nASSISTANT's RULE: ",
+        "stop": "</s>",
+    }
+)
+
+
+def _proxy(names: Mapping[str, str] = _PROXY) -> Family:
+    """What that proxy makes of a conversation when it is started with these names."""
+    text = {name: msgspec.json.encode(value).decode() for name, value in names.items()}
+    return Family(
+        f"""\
+{{{{ {text["chat_prompt"]} }}}}
+{{%- for message in messages -%}}
+{{%- if message.role == 'system' -%}}
+{{{{ {text["system_name"]} + (message.content or '') }}}}
+{{%- elif message.role == 'assistant' -%}}
+{{{{ {text["ai_name"]} + (message.content or '') + {text["stop"]} }}}}
+{{%- else -%}}
+{{{{ {text["user_name"]} + (message.content or '') }}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}
+{{{{ ({text["ai_name"]}).rstrip() }}}}
+{{%- endif -%}}
+""",
+        tuple(stop for stop in (names["stop"], names["user_name"].rstrip()) if stop.strip()),
+    )
+
 
 #: Families by name.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -190,7 +207,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "phi": Family(_PHI, ("<|end|>",)),
         "alpaca": Family(_ALPACA, ("### Instruction:",)),
         "vicuna": Family(_VICUNA, ("</s>", "USER:")),
-        "api_like_oai": Family(_API_LIKE_OAI, ("</s>", "\nUSER:")),
+        "api_like_oai": _proxy(),
         "deepseek": Family(_DEEPSEEK, ("<\uff5cend\u2581of\u2581sentence\uff5c>",)),
     }
 )
@@ -202,12 +219,23 @@ def named(template: str | None) -> str:
     return text.removeprefix("builtin:") if text.startswith("builtin:") else ""
 
 
-def family(name: str) -> str:
-    """A built-in template's source.
+#: What of a family a configuration may say otherwise, with its defaults.
+OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType({"api_like_oai": _PROXY})
+
+
+def family(name: str, options: Mapping[str, str] = MappingProxyType({})) -> Family:
+    """A built-in template and its stop strings. `options`: its own names; a backslash and n stand for a new line, as on a
+    command line.
 
     Raises:
-        ValueError: unknown; the known ones are named.
+        ValueError: unknown family or option; the known ones are named.
     """
     if name not in FAMILIES:
         raise ValueError(f"unknown template family {name!r}; known: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name].template
+    if not options:
+        return FAMILIES[name]
+    known = OPTIONS.get(name, {})
+    for one in options:
+        if one not in known:
+            raise ValueError(f"the template {name!r} has no option {one[:64]!r}; known: {', '.join(known) or 'none'}")
+    return _proxy({**known, **{one: text.replace("\\n", "\n") for one, text in options.items()}})

@@ -21,10 +21,13 @@ _TEXT, _ARRAY = 8, 9
 
 
 class Source(NamedTuple):
-    """A template's source, and the text of the token that ends a turn, which some templates write."""
+    """A template's source, the text of the token that ends a turn, which some templates write, and the strings that end an
+    answer under it.
+    """
 
     template: str
     eos_token: str = ""
+    stops: tuple[str, ...] = ()
 
 
 def read_source(path: Path) -> Source:

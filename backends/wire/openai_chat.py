@@ -55,12 +55,16 @@ class ChoicePiece(msgspec.Struct, gc=False):
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """One event of a stream, or a whole answer. `choices` is None when the key is absent: not a chunk, then."""
+    """One event of a stream, or a whole answer. `choices` is None when the key is absent: not a chunk, then.
+
+    `prompt_token`: the prompt's token ids, from llama.cpp's old proxy where it was asked to `tokenize`.
+    """
 
     choices: list[ChoicePiece] | None = None
     model: str | None = None
     usage: msgspec.Raw = EMPTY
     error: msgspec.Raw = EMPTY
+    prompt_token: msgspec.Raw = msgspec.field(name="promptToken", default=EMPTY)
 
 
 class CandidateWire(msgspec.Struct, gc=False):

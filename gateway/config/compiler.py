@@ -30,6 +30,7 @@ from gateway.config.dynamic import (
     ModelEntry,
     PriceEntry,
     TeamEntry,
+    TokenizerEntry,
 )
 from gateway.config.model_files import tokenizer_problem
 from gateway.config.problems import KeyPath
@@ -113,7 +114,7 @@ class Compiler:
     def _engine(self, name: str, entry: EngineEntry) -> EngineSpec:
         path: KeyPath = ("engines", name)
         self._one_of((*path, "kind"), entry.kind, kinds.ENGINES, "engine")
-        template = self._template((*path, "template"), entry.template).template
+        template = self._template(path, entry).template
         known = self._families(path, entry)
         return compile_engine(name, entry, self._base, template=template, known=known, report=self._report)
 
@@ -127,7 +128,7 @@ class Compiler:
                 self._one_of((*path, "capabilities", side), one, CAPABILITY_NAMES, "request parameter")
         for one in sorted(set(entry.capabilities.adds) & set(entry.capabilities.lacks)):
             self._report((*path, "capabilities"), f"{one!r} is both added and taken away", "keep it in one of the two")
-        template = self._template((*path, "template"), entry.template)
+        template = self._template(path, entry)
         return Deployment(
             id=name,
             model=entry.model,
@@ -146,7 +147,7 @@ class Compiler:
             keepalive_s=entry.keepalive_s,
             template=template.template,
             template_eos=template.eos_token,
-            template_stops=FAMILIES[builtin].stops if (builtin := _builtin(entry.template)) in FAMILIES else (),
+            template_stops=template.stops,
             repair=entry.repair,
             verify_tls=entry.verify_tls,
             early_keepalive_s=entry.early_keepalive_s,
@@ -180,7 +181,7 @@ class Compiler:
     def _place(self, path: KeyPath, entry: DeploymentEntry) -> None:
         """Exactly one place: a local engine, or a remote server."""
         if entry.engine is not None:
-            for key in ("dialect", "quirks", "options", "base_url", "credential", "template"):
+            for key in ("dialect", "quirks", "options", "base_url", "credential", "template", "template_options"):
                 if getattr(entry, key):
                     self._report((*path, key), "it has no meaning beside `engine`", "remove it, or remove `engine`")
             self._one_of((*path, "engine"), entry.engine, self._dynamic.engines, "entry of engines")
@@ -194,7 +195,7 @@ class Compiler:
             if entry.quirks in QUIRKS and entry.dialect in registry.DIALECTS:
                 self._pair(path, entry.dialect, entry.quirks)
         if entry.options and entry.dialect in registry.DIALECTS:
-            self._options(path, entry.dialect, entry.options)
+            self._options(path, entry.dialect, entry.quirks or "", entry.options)
         if entry.base_url is None:
             self._report(
                 (*path, "base_url"), "the key is missing", "add the server's address, such as http://127.0.0.1:8000/v1"
@@ -208,9 +209,9 @@ class Compiler:
         except ValueError as error:
             self._report((*path, "quirks"), str(error), "remove the quirks, or choose the dialect that they belong to")
 
-    def _options(self, path: KeyPath, dialect: str, options: Mapping[str, object]) -> None:
+    def _options(self, path: KeyPath, dialect: str, quirks: str, options: Mapping[str, object]) -> None:
         try:
-            registry.dialect(dialect, "", options)
+            registry.dialect(dialect, quirks if quirks in registry.quirks_of(dialect) else "", options)
         except ValueError as error:
             known = ", ".join(registry.options(dialect))
             self._report((*path, "options"), str(error), f"known: {known}" if known else "remove them")
@@ -229,15 +230,19 @@ class Compiler:
             )
         return value
 
-    def _template(self, path: KeyPath, text: str | None) -> Source:
+    def _template(self, path: KeyPath, entry: EngineEntry | DeploymentEntry | TokenizerEntry) -> Source:
         """A chat template: a built-in one, or what the named file holds."""
-        if builtin := _builtin(text):
-            self._one_of(path, builtin, FAMILIES, "built-in template")
+        if builtin := _builtin(entry.template):
+            self._one_of((*path, "template"), builtin, FAMILIES, "built-in template")
+            if builtin not in FAMILIES:
+                return Source("")
+        options = {} if isinstance(entry, EngineEntry) else entry.template_options
         try:
-            return find_template(text, self._base)
+            return find_template(entry.template, self._base, options)
         except ValueError as error:
             mend = "write the path of a jinja file, a tokenizer_config.json, a GGUF or a model's folder"
-            self._report(path, str(error), mend)
+            where, mend = ("template_options", "see the built-in templates") if options else ("template", mend)
+            self._report((*path, where), str(error), mend)
             return Source("")
 
     def _tokenizer(self, path: KeyPath, file: str | None) -> str:
@@ -307,7 +312,7 @@ class Compiler:
             owned_by=entry.owned_by,
             limits=self._limits(entry.limits, f"model:{name}", path, self._dynamic.gateway.timezone),
             tokenizer=self._tokenizer(path, entry.tokenizer.file),
-            chat_template=self._template((*path, "tokenizer", "template"), entry.tokenizer.template).template,
+            chat_template=self._template((*path, "tokenizer"), entry.tokenizer).template,
         )
 
     def _defaults(self, path: KeyPath, entry: ModelEntry, deployments: Iterable[Deployment]) -> None:

@@ -71,6 +71,7 @@ Hash = Annotated[str, AfterValidator(_hash)]
 Instant = Annotated[datetime.datetime, BeforeValidator(_instant), AfterValidator(_with_zone)]
 Zone = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_zone)]
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000, max_digits=13, decimal_places=6)]
+TemplateOptions = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=4096)]]
 
 
 class Entry(BaseModel):
@@ -250,7 +251,8 @@ class DeploymentEntry(Entry):
     options: dict[str, object] = Field(
         default_factory=dict,
         description="what the dialect must know of this server; triton: accumulate_tokens, exclude_input_in_output, eos_texts,"
-        " tensors; sglang: incremental_streaming_output; chinese_alpaca: num_beams; tei: max_client_batch_size",
+        " tensors; sglang: incremental_streaming_output; chinese_alpaca: num_beams; tei: max_client_batch_size;"
+        " openai_compatible with the quirks api_like_oai: tokenize",
     )
     base_url: str | None = Field(default=None, max_length=2048, description="http:// or https:// address, without credentials")
     model: str = Field(min_length=1, max_length=512, description="the name that the server or engine knows the model by")
@@ -286,6 +288,12 @@ class DeploymentEntry(Entry):
         description="chat template for dialects that need the prompt rendered by us: path of a jinja file, of a"
         " tokenizer_config.json, of a GGUF or of a model's folder, or builtin: and one of"
         " chatml, qwen, llama2, llama3, mistral, zephyr, gemma, phi, alpaca, vicuna, deepseek, api_like_oai",
+    )
+    template_options: TemplateOptions = Field(
+        default_factory=dict,
+        max_length=16,
+        description="what a built-in template is told; api_like_oai: chat_prompt, user_name, ai_name, system_name, stop, as"
+        " llama.cpp's old proxy was started with",
     )
     tools: str | None = Field(
         default=None,
@@ -343,6 +351,9 @@ class TokenizerEntry(Entry):
         min_length=1,
         max_length=4096,
         description="the model's chat template, which makes the count of a conversation exact: as deployments.<name>.template",
+    )
+    template_options: TemplateOptions = Field(
+        default_factory=dict, max_length=16, description="as deployments.<name>.template_options"
     )
 
 

@@ -6,10 +6,11 @@ for each template, so it is made once: by the command, and by the supervisor whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 
-from backends.templates.families import FAMILIES, named
+from backends.templates.families import FAMILIES, family, named
 from backends.templates.probe import examine
 from backends.templates.sources import Source, read_source
 from gateway.config.problems import ConfigError, Problem
@@ -19,17 +20,19 @@ NONE = Source("")
 _OURS = frozenset(family.template for family in FAMILIES.values())
 
 
-def find(text: str | None, base: Path) -> Source:
+def find(text: str | None, base: Path, options: Mapping[str, str] = MappingProxyType({})) -> Source:
     """The template that a configuration names: `builtin:` and a family, or a path that starts at `base`.
 
     Raises:
-        ValueError: there is none; a family's name is the caller's to check.
+        ValueError: there is none, or it has no such options.
     """
-    if text is None:
-        return NONE
-    if builtin := named(text):
-        return Source(FAMILIES[builtin].template) if builtin in FAMILIES else NONE
-    return read_source(base / text)
+    builtin = named(text)
+    if options and not builtin:
+        raise ValueError("template_options belong to a built-in template")
+    if builtin:
+        found = family(builtin, options)
+        return Source(found.template, stops=found.stops)
+    return NONE if text is None else read_source(base / text)
 
 
 def sources(snapshot: Snapshot) -> Iterator[tuple[str, str]]:

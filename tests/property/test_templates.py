@@ -9,7 +9,10 @@ from backends.core.request import Message, Role, Text
 from backends.templates.families import family
 from backends.templates.jinja import ChatTemplate
 
-TEMPLATES = (ChatTemplate(family("chatml")), ChatTemplate("{% for m in messages %}<s>{{ m.content | trim }}</s>{% endfor %}"))
+TEMPLATES = (
+    ChatTemplate(family("chatml").template),
+    ChatTemplate("{% for m in messages %}<s>{{ m.content | trim }}</s>{% endfor %}"),
+)
 WORDS = st.lists(st.sampled_from(["<|im_end|>", "<s>", "</s>", "</think>", " ", "\n", "\ue000", "\ue001", "x", "{{ 1 }}", "é"]))
 ROLES: st.SearchStrategy[Role] = st.sampled_from(["user", "assistant", "system", "developer"])
 

@@ -363,6 +363,9 @@ def test_models_are_cross_checked(models: str, key: str, words: str) -> None:
         (", credential: env:NOT_THERE_AT_ALL", "credential"),
         (", template: nowhere.jinja", "template"),
         (", template: 'builtin:lama3'", "template"),
+        (", template: 'builtin:api_like_oai', template_options: {bot: x}", "template_options"),
+        (", template_options: {user_name: x}", "template_options"),
+        (", options: {tokenize: true}", "options"),
         (", options: {tensors: {}}", "options"),
         (", quirks: vlm", "quirks"),
         (", capabilities: {adds: [tpo_k]}", "capabilities.adds"),
@@ -443,3 +446,18 @@ models: {m: {tiers: [[trt]]}}
     assert trt.options == {"tensors": {"seed": "s"}}
     with pytest.raises(ConfigError, match="unknown tensor 'sed'"):
         parse(text.replace("seed: s", "sed: s").encode(), tmp_path / "c.yaml")
+
+
+def test_a_built_in_template_is_told_what_the_old_proxy_was_started_with(tmp_path: Path) -> None:
+    text = """
+deployments:
+  old: {dialect: llamacpp_legacy, base_url: "http://h:8080", model: m, template: "builtin:api_like_oai",
+        template_options: {user_name: "\\nQ: ", ai_name: "\\nA: "}}
+  proxy: {dialect: openai_compatible, quirks: api_like_oai, base_url: "http://h:8081/v1", model: m, options: {tokenize: true}}
+models: {a: {tiers: [[old, proxy]]}}
+"""
+    file = tmp_path / "switchyard.yaml"
+    file.write_text(text)
+    old = load(file).snapshot.deployments["old"]
+    assert old.template_stops == ("</s>", "\nQ:")
+    assert '"\\nQ: "' in old.template

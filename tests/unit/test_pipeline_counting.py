@@ -56,7 +56,7 @@ def rendered(messages):
 
 
 async def test_with_the_models_template_the_count_is_exact_but_for_one(file, truth):
-    counter = Counter(load_tokenizer(file), ChatTemplate(family("chatml")))
+    counter = Counter(load_tokenizer(file), ChatTemplate(family("chatml").template))
     for messages in (talk("hi"), talk(TEXT, "yes", TEXT * 50)):
         assert counter.count(GenerationRequest("m", messages)) == truth(rendered(messages)) + 1
 
@@ -69,7 +69,7 @@ async def test_without_a_template_it_is_a_bound(file, truth):
 
 @pytest.mark.parametrize("template", [None, "chatml"])
 def test_a_client_that_spells_special_tokens_counts_no_less_than_their_text(file, truth, template):
-    counter = Counter(load_tokenizer(file), ChatTemplate(family(template)) if template else None)
+    counter = Counter(load_tokenizer(file), ChatTemplate(family(template).template) if template else None)
     text = "<|im_end|>" * 40
     as_text = sum(truth(char) for char in text)
     assert counter.count(GenerationRequest("m", talk(text))) >= as_text
@@ -100,7 +100,7 @@ async def test_long_prompts_are_counted_alike_in_a_thread(file, monkeypatch):
 
 
 def test_counters_of_unchanged_routes_are_kept(file):
-    route, other = Route("a", (), tokenizer=file), Route("b", (), tokenizer=file, chat_template=family("chatml"))
+    route, other = Route("a", (), tokenizer=file), Route("b", (), tokenizer=file, chat_template=family("chatml").template)
     first = load_counters([route, Route("plain", ())], load_tokenizer, {})
     assert set(first) == {key_of(route)}
     second = load_counters([route, other], load_tokenizer, first)

@@ -19,6 +19,7 @@ from backends.core.errors import (
 from backends.core.events import Event, Failure, Finish, TextDelta
 from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Message, Prompt, Sampling, Text
 from backends.remote.backend import MAX_ERROR_BYTES, RemoteBackend
+from backends.remote.counted import Untold
 from backends.remote.transport import Response, Timeouts
 
 JOB = GenerationRequest("m", messages=(Message("user", (Text("hi"),)),), stream=True)
@@ -56,9 +57,10 @@ class ToyDialect:
     def __init__(self, needs_prompt: bool = False) -> None:
         self.needs_prompt = needs_prompt
         self.job: Job | None = None
+        self.prompts: Sequence[Prompt] = ()
 
     def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
-        self.job = job
+        self.job, self.prompts = job, prompts
         return UpstreamRequest("POST", "/toy", {}, "|".join(prompt.text for prompt in prompts).encode())
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> LineDecoder:
@@ -269,3 +271,12 @@ async def test_a_template_s_stops_join_those_of_rendered_jobs_only() -> None:
     assert backend.resolve(plain).sampling.stop == ()
     taking = RemoteBackend(ToyDialect(), ToyTransport(b"$"), stops=("END",))
     assert taking.resolve(JOB).sampling.stop == ()
+
+
+async def test_a_prompt_is_counted_for_a_server_whose_cap_includes_it() -> None:
+    toy = ToyDialect(needs_prompt=True)
+    untold = Untold(len, reasons=False, prompt=lambda text: len(text) + 1)
+    backend = RemoteBackend(toy, ToyTransport(b"a$"), render=lambda job: (Prompt("hello"),), untold=untold)
+    for job, counted in ((JOB, [6]), (GenerationRequest("m", prompts=(Prompt("ab"), Prompt("x" * 5000))), [3, 5001])):
+        async with backend.open(job):
+            assert [one.count for one in toy.prompts] == counted

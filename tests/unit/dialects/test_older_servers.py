@@ -7,7 +7,8 @@ import pytest
 
 from backends.core.events import Event, Failure, Finish, Started, TextDelta
 from backends.core.fold import fold
-from backends.core.request import GenerationRequest, Message, Sampling, Text
+from backends.core.request import GenerationRequest, Message, Prompt, Sampling, Text
+from backends.core.usage import Usage
 from backends.registry import dialect
 
 CHAT = GenerationRequest("m", messages=(Message("user", (Text("a"), Text("b"))),), stream=True)
@@ -63,3 +64,42 @@ def test_openai_trtllm_ends_with_an_error_event() -> None:
     )
     last = read("openai_trtllm", body)[-1]
     assert isinstance(last, Failure) and last.kind == "unavailable"
+
+
+def test_the_old_proxy_is_asked_for_the_prompts_tokens() -> None:
+    plain, asked = (
+        dialect("openai_compatible", "api_like_oai"),
+        dialect("openai_compatible", "api_like_oai", {"tokenize": True}),
+    )
+    whole = msgspec.structs.replace(CHAT, stream=False)
+    assert "tokenize" not in msgspec.json.decode(plain.encode(whole).body)
+    assert msgspec.json.decode(asked.encode(whole).body)["tokenize"] is True
+    assert "tokenize" not in msgspec.json.decode(asked.encode(CHAT).body), "its streams tell no tokens"
+    with pytest.raises(ValueError, match="'vllm' know no option 'tokenize'"):
+        dialect("openai_compatible", "vllm", {"tokenize": True})
+
+
+@pytest.mark.parametrize(
+    ("usage", "told"),
+    [
+        ({"prompt_tokens": 4, "completion_tokens": 2}, Usage(4, 2)),
+        ({"prompt_tokens": 0, "completion_tokens": 2}, Usage(3, 2)),
+        ({"completion_tokens": 2}, Usage(3, 2)),
+        ({}, None),
+    ],
+)
+def test_the_prompts_tokens_count_where_usage_does_not(usage: dict[str, int], told: Usage | None) -> None:
+    body = {
+        "choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}],
+        "usage": usage,
+        "promptToken": [1, 2, 3],
+    }
+    assert fold(read("api_like_oai", msgspec.json.encode(body), msgspec.structs.replace(CHAT, stream=False))).usage == told
+
+
+@pytest.mark.parametrize(("count", "sent"), [(7, 12), (0, 5 + 3)])
+def test_jquesnelles_cap_includes_the_prompt(count: int, sent: int) -> None:
+    ours = dialect("jquesnelle")
+    request = ours.encode(STOPPING, (Prompt("ten bytes.", count=count),))
+    assert msgspec.json.decode(request.body)["max_tokens"] == sent
+    assert "max_tokens" not in msgspec.json.decode(ours.encode(CHAT, (Prompt("ten bytes."),)).body)

@@ -40,7 +40,7 @@ WRITTEN["qwen"] = WRITTEN["chatml"]
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_conversation(name: str) -> None:
-    template = ChatTemplate(family(name))
+    template = ChatTemplate(family(name).template)
     assert template.render(TURNS) == WRITTEN[name]
     pieces = template.render_segments(TURNS)
     assert "".join(piece.text for piece in pieces) == WRITTEN[name]
@@ -49,5 +49,21 @@ def test_a_conversation(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_answer_ends_at_one_of_its_stops(name: str) -> None:
-    _, _, after = ChatTemplate(family(name)).render(TURNS).rpartition("b")
+    _, _, after = ChatTemplate(family(name).template).render(TURNS).rpartition("b")
     assert any(stop in after for stop in FAMILIES[name].stops)
+
+
+def test_the_old_proxy_is_started_with_other_names() -> None:
+    ours = family("api_like_oai", {"chat_prompt": "", "user_name": '\\nQ {{"x"}}: ', "ai_name": "\nA\u00e9: ", "stop": "<end>"})
+    assert ChatTemplate(ours.template).render(TURNS) == (
+        '\nASSISTANT\'s RULE: S\nQ {{"x"}}: a\nA\u00e9: b<end>\nQ {{"x"}}: c\nA\u00e9:'
+    )
+    assert ours.stops == ("<end>", '\nQ {{"x"}}:')
+    assert family("api_like_oai", {"user_name": " ", "stop": ""}).stops == ()
+
+
+def test_options_that_a_family_has_not_are_named() -> None:
+    with pytest.raises(ValueError, match="no option 'bot_name'; known: chat_prompt, user_name"):
+        family("api_like_oai", {"bot_name": "x"})
+    with pytest.raises(ValueError, match="'chatml' has no option 'user_name'; known: none"):
+        family("chatml", {"user_name": "x"})

@@ -13,7 +13,7 @@ from backends.templates.conversation import holds
 from backends.templates.families import family
 from backends.templates.jinja import ChatTemplate, Segment
 
-CHATML = ChatTemplate(family("chatml"))
+CHATML = ChatTemplate(family("chatml").template)
 HI = (Message("user", (Text("hi"),)),)
 
 
