@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    chosen = _parser().parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     try:
         status: int = chosen.run(chosen)
         return status
@@ -63,13 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_problems(error, as_json=getattr(chosen, "json", False))
         return 1
     except Refused as refused:
-        print(f"switchyard: {refused}", file=sys.stderr)
+        print(f"switchyard: {refused}{_detail(refused.__cause__)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _detail(cause: BaseException | None) -> str:
+    """What the log would tell of an outage: whoever may run a command may know it."""
+    return f" ({cause.detail})" if isinstance(cause, GatewayError) and cause.detail else ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
     parser = argparse.ArgumentParser(prog="switchyard", description="One OpenAI-compatible endpoint in front of every model.")
     commands = parser.add_subparsers(required=True, metavar="command")
 

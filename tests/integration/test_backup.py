@@ -34,8 +34,8 @@ def documented(name: str) -> str:
 
 
 def shell(commands: str, folder: Path, env: dict[str, str] | None = None) -> None:
-    """Run commands as a person would; `docker compose exec -T SERVICE` is this machine."""
-    here = 'docker() { shift 4; "$@"; }\n'
+    """Run commands as a person would; `docker compose exec -T SERVICE` and `runuser -u NAME --` are this machine."""
+    here = 'docker() { shift 4; "$@"; }\nrunuser() { shift 3; "$@"; }\nsystemctl() { :; }\n'
     found = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", here + commands],
         cwd=folder, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120, check=False,
@@ -119,8 +119,16 @@ async def test_sqlite_comes_back_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.redis
 @pytest.mark.skipif(shutil.which("pg_dump") is None, reason="pg_dump is not installed (apt: postgresql-client)")
-async def test_postgresql_comes_back_as_it_was(tmp_path: Path, own_redis: RedisServer, postgres_server: PostgresServer) -> None:
+@pytest.mark.parametrize("place", ["postgres", "metal"])
+async def test_postgresql_comes_back_as_it_was(
+    place: str, tmp_path: Path, own_redis: RedisServer, postgres_server: PostgresServer
+) -> None:
+    """`metal`: by the database's administrator, who is not the gateway's role."""
     env = {"PGHOST": "127.0.0.1", "PGPORT": str(postgres_server.port)}
+    if place == "metal":
+        env["PGUSER"] = "chief"
+        with psycopg.connect(f"host=127.0.0.1 port={postgres_server.port} user=switchyard dbname=postgres") as connection:
+            connection.execute("CREATE ROLE chief LOGIN SUPERUSER")
     create = "createdb --username=switchyard --maintenance-db=postgres switchyard"
     shell(create, tmp_path, env)
     url = postgres_server.url.replace("/postgres", "/switchyard")
@@ -143,13 +151,16 @@ async def test_postgresql_comes_back_as_it_was(tmp_path: Path, own_redis: RedisS
             while len(ids()) < BEFORE:
                 await asyncio.sleep(0.05)
             async with under_load(gateway, key):
-                await asyncio.to_thread(shell, documented("postgres-backup"), tmp_path, env)
+                await asyncio.to_thread(shell, documented(f"{place}-backup").split("cp -p /etc")[0], tmp_path, env)
         before = ids()
         assert (tmp_path / "switchyard.dump").stat().st_mode & 0o777 == 0o600
         with psycopg.connect(dsn) as connection:
             connection.execute("DELETE FROM keys")
             connection.execute("DELETE FROM ledger")
-        shell(documented("postgres-restore"), tmp_path, env)
+        shell(documented(f"{place}-restore"), tmp_path, env)
+        with psycopg.connect(dsn) as connection:
+            owners = connection.execute("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        assert owners == [("switchyard",)]
         after = ids()
         assert len(after) >= BEFORE and after <= before
         with GatewayProcess(tmp_path / "again", tree(upstream.url, **parts), PEPPER) as gateway:
