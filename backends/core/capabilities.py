@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from backends.core.errors import UnsupportedParameter
-from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, RerankRequest, Sampling
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, RerankRequest, Sampling
 
 Capabilities = frozenset[str]
 ParamsRule = Literal["reject", "drop", "forward"]
@@ -53,16 +53,19 @@ _RERANK = frozenset({"rerank"})
 def _generation(job: GenerationRequest, names: set[str]) -> None:
     if _beside(job) != _PLAIN:
         _special(job, names)
-    for message in job.messages:
-        for part in message.parts:
-            if type(part) is ImageInput:
-                names.add("image_url")
+    if job.images:
+        names.add("image_url")
 
 
 _beside = attrgetter(
     "n", "tools", "tool_choice", "parallel_tool_calls", "output", "reasoning_effort", "top_logprobs", "suffix", "prompts"
 )
 _PLAIN = _beside(GenerationRequest(""))
+_local = attrgetter(*sorted(LOCAL_SAMPLING))
+_NO_LOCAL = _local(_DEFAULT_SAMPLING)
+#: What a job without tools, forms, images and local sampling may ask.
+_USUAL = OPENAI_SAMPLING | {"chat", "completions"}
+_NOTHING: frozenset[str] = frozenset()
 
 
 def _special(job: GenerationRequest, names: set[str]) -> None:
@@ -91,6 +94,14 @@ def _special(job: GenerationRequest, names: set[str]) -> None:
 
 def missing(job: Job, capabilities: Capabilities) -> frozenset[str]:
     """What the job asks that the capabilities lack."""
+    if (  # nearly all jobs, where nearly all can run
+        type(job) is GenerationRequest
+        and _beside(job) == _PLAIN
+        and _local(job.sampling) == _NO_LOCAL
+        and capabilities >= _USUAL
+        and not job.images
+    ):
+        return _NOTHING
     return asked(job) - capabilities
 
 

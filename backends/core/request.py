@@ -148,6 +148,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, gc=False, tag="generation")
         """How many choices the answer has."""
         return (len(self.prompts) or 1) * self.n
 
+    @property
+    def images(self) -> int:
+        """How many images the conversation has."""
+        return len([part for message in self.messages for part in message.parts if type(part) is ImageInput])
+
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, gc=False, tag="embedding"):
     """Embed each input. `dimensions`: None = the model's own width."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from inspect import isawaitable
 from types import TracebackType
@@ -17,7 +17,7 @@ from backends.core.events import Event, Failure
 from backends.core.leaving import Leaving
 from backends.core.request import GenerationRequest, Job, Prompt
 from backends.remote.counted import Untold, counted, tokens
-from backends.remote.transport import Response, Sending, Timeouts, Transport
+from backends.remote.transport import Body, Response, Sending, Timeouts, Transport
 
 #: Renders a conversation where the dialect wants it rendered; may ask the network (`/apply-template`) to do it.
 Renderer = Callable[[Job], "Sequence[Prompt] | Awaitable[Sequence[Prompt]]"]
@@ -171,7 +171,7 @@ class _Batches:
 
     __slots__ = ("_chunks", "_closed", "_decoder", "_left")
 
-    def __init__(self, chunks: AsyncIterator[bytes], decoder: Decoder, limit: int | None) -> None:
+    def __init__(self, chunks: Body, decoder: Decoder, limit: int | None) -> None:
         self._chunks = chunks
         self._decoder = decoder
         self._left = limit
@@ -198,7 +198,11 @@ class _Batches:
                 self._left -= len(data)
                 if self._left < 0:
                     raise UpstreamProtocol("The deployment's answer is too large.", detail="over the body limit")
-            if events := self._decoded(data):
+            events = self._decoded(data)
+            if chunks.taken:
+                self._closed = True
+                events += self._decoded(None)
+            if events:
                 if type(events[-1]) is Failure:
                     self._closed = True
                 return events

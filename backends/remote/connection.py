@@ -33,7 +33,6 @@ class Exchange:
 
     __slots__ = (
         "_connection",
-        "_ended",
         "_error",
         "_flowing",
         "_paused",
@@ -43,6 +42,7 @@ class Exchange:
         "_unread",
         "_waiter",
         "parted",
+        "taken",
         "timeouts",
     )
 
@@ -55,7 +55,7 @@ class Exchange:
         self._pieces: list[bytes] = []
         self._unread = 0
         self._paused = False
-        self._ended = False
+        self.taken = False  # the body was read to its end
         self._flowing = False  # a byte of body has come
         self._error: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -88,10 +88,11 @@ class Exchange:
             if self._error is not None:
                 raise self._error
             if self._reader.complete:
-                self._ended = True
+                self.taken = True
                 raise StopAsyncIteration
             await self._wait()
         pieces = self._pieces
+        self.taken = self._reader.complete
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._unread = 0
@@ -109,7 +110,7 @@ class Exchange:
     def reusable(self) -> bool:
         """Whether the response was read to its end and the connection may carry another request."""
         head = self._reader.head
-        return self._ended and head is not None and head.keep_alive and self._error is None
+        return self.taken and head is not None and head.keep_alive and self._error is None
 
     def received(self, data: bytes) -> None:
         """What the connection read."""
@@ -155,7 +156,7 @@ class Exchange:
 
     def leave(self) -> None:
         """Nobody reads on: close the connection at once, unless it was read to its end."""
-        if not self._ended:
+        if not self.taken:
             self.fail(UpstreamUnavailable("The response was abandoned."))
         self._connection.abort()
 

@@ -30,17 +30,26 @@ class Timeouts(msgspec.Struct, frozen=True):
     total_s: float = 1800.0
 
 
-class Response:
-    """A response whose body is still coming.
-
-    `headers` have lower-case names; repeated ones are joined with ", ". `chunks` yields the body's bytes with the
-    transfer coding removed, one piece per network read (several when the consumer was slower), never empty. It raises
-    `BackendError` when the body breaks off.
+class Body(Protocol):
+    """A body's bytes with the transfer coding removed, one piece per network read (several when the consumer was slower),
+    never empty. Raises `BackendError` when it breaks off.
     """
+
+    @property
+    def taken(self) -> bool:
+        """Whether the last byte was taken: nothing more will come. False where that is not known before it is asked."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
+
+
+class Response:
+    """A response whose body is still coming. `headers` have lower-case names; repeated ones are joined with ", "."""
 
     __slots__ = ("chunks", "headers", "status")
 
-    def __init__(self, status: int, headers: Mapping[str, str], chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], chunks: Body) -> None:
         self.status = status
         self.headers = headers
         self.chunks = chunks

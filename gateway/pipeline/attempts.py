@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
@@ -21,7 +21,7 @@ from gateway.routing.catalog import Place
 
 
 class Attempts:
-    """The batches of the first deployment that answers. An async context manager and async iterator, single use.
+    """The batches of the first deployment that answers: `first`, then `following`. An async context manager, single use.
 
     Entering tries deployments until the first batch with content; leaving releases the gate's slot and closes the
     backend's stream by synchronous effects only.
@@ -33,7 +33,7 @@ class Attempts:
         self._gate = gate
         self._tally = tally
         self._max_wait_s = max_wait_s
-        self._held: Sequence[Event] | None = None
+        self.first: Sequence[Event] = ()
         self._stream: Batches | None = None
         self._opened: AbstractAsyncContextManager[Batches] | None = None
         self._slot: Slot | None = None
@@ -70,16 +70,10 @@ class Attempts:
         """Leave; an unfinished upstream answer is cut at once."""
         await self._leave(kind, error, trace)
 
-    def __aiter__(self) -> Attempts:
-        return self
-
-    async def __anext__(self) -> Sequence[Event]:
-        held = self._held
-        if held is not None:
-            self._held = None
-            return held
+    def following(self) -> Awaitable[Sequence[Event] | None]:
+        """The next batch, None after the last."""
         assert self._stream is not None
-        return await self._stream.__anext__()
+        return anext(self._stream, None)
 
     async def _take(self, left: Sequence[Place]) -> Place:
         """The place to try next: the first one, or, when it is gated, whichever gated one has a slot first.
@@ -117,7 +111,7 @@ class Attempts:
                 job = msgspec.structs.replace(self._job, model=place.deployment.model)
                 self._opened = place.backend.open(job, tally.leaving)
                 self._stream = await self._opened.__aenter__()
-                self._held = await _peek(self._stream, record)
+                self.first = await _peek(self._stream, record)
         except TimeoutError:
             failure = UpstreamTimeout("The model did not begin to answer in time.", detail=place.deployment.id)
         except GatewayError as error:  # a local engine refuses in its own words: BadRequest, Overloaded

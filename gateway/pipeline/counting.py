@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from backends.core.errors import BadRequest
-from backends.core.request import EmbeddingRequest, GenerationRequest, ImageInput, Job, Message, Prompt, RerankRequest
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Prompt, RerankRequest
 from backends.core.usage import Usage
 from backends.templates.jinja import ChatTemplate
 from gateway.domain.route import Route
@@ -88,7 +88,7 @@ class Counter:
         if job.prompts:
             beside = self._text(job.suffix) + PER_MESSAGE if job.suffix else 0
             return sum(self._prompt(prompt) for prompt in job.prompts) + beside
-        return self._conversation(job) + images(job.messages) * PER_IMAGE
+        return self._conversation(job) + job.images * PER_IMAGE
 
     def _conversation(self, job: GenerationRequest) -> int:
         if self._template is not None:
@@ -115,11 +115,6 @@ class Counter:
         if self._special is None:
             return 0
         return sum(len(found.encode()) for found in self._special.findall(text))
-
-
-def images(messages: Iterable[Message]) -> int:
-    """How many images a conversation has."""
-    return sum(isinstance(part, ImageInput) for message in messages for part in message.parts)
 
 
 def load_counters(

@@ -15,7 +15,7 @@ from backends.core.usage import Usage
 from gateway.domain.principal import LimitSpec
 from gateway.domain.route import Route
 from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, largest_output
-from gateway.pipeline.counting import PER_IMAGE, images
+from gateway.pipeline.counting import PER_IMAGE
 from gateway.protocols.contract import Call
 
 _TOKENS_PER_MESSAGE = 8
@@ -40,7 +40,7 @@ def input_bound(call: Call, route: Route | None = None) -> int:
         return min(held, call.text_bytes + call.token_count + _TEMPLATE_TOKENS + _MOST_PER_MESSAGE * call.items)
     bound = max(-(-call.text_bytes // 2), 1) + call.token_count + _TOKENS_PER_MESSAGE * call.items
     job = call.job
-    return bound + PER_IMAGE * images(job.messages) if isinstance(job, GenerationRequest) and job.messages else bound
+    return bound + PER_IMAGE * job.images if isinstance(job, GenerationRequest) and job.messages else bound
 
 
 def output_cap(default: int, context: int, demand: Demand, limits: Sequence[LimitSpec]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Sequence
 
 from backends.core.errors import (
     BackendError,
@@ -15,6 +16,7 @@ from backends.core.errors import (
     UpstreamRejected,
     UpstreamTruncated,
 )
+from backends.core.events import Event
 from backends.core.request import GenerationRequest
 from gateway.domain.settlement import Outcome, Reservation
 from gateway.limits.headers import limit_headers
@@ -93,19 +95,19 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
         id = protocol.id_prefix + tally.id.replace("-", "")
         encoder = protocol.encoder(call, Identity(id, tally.began_wall_us // 1_000_000, call.job.model))
         x.content_type = encoder.content_type.encode()
-        async for batch in stream:
+        batch: Sequence[Event] | None = stream.first
+        while batch is not None:
             failure = tally.observe(batch, monotonic_us())
-            if tally.leaving.gone:
-                continue  # nobody is there to read it: it is counted
-            if data := encoder.feed(batch[:-1] if failure else batch):
-                try:
-                    await x.send(data)
-                except ConnectionError:
-                    if not entry.left():
-                        raise
-                    continue
-            if failure:
-                raise BackendError.of(failure)
+            if not tally.leaving.gone:  # else nobody is there to read it: it is counted
+                if data := encoder.feed(batch[:-1] if failure else batch):
+                    try:
+                        await x.send(data)
+                    except ConnectionError:
+                        if not entry.left():
+                            raise
+                if failure and not tally.leaving.gone:
+                    raise BackendError.of(failure)
+            batch = await stream.following()
         if tally.leaving.gone:
             raise ConnectionResetError("the client left")
         if isinstance(call.job, GenerationRequest) and tally.finished_choices < call.job.choices:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import pytest
@@ -79,6 +79,7 @@ class ToyTransport:
         self.headers = headers or {"content-type": "text/event-stream"}
         self.sent: list[UpstreamRequest] = []
         self.read = 0
+        self.tells = self.endless = False
         self.left: list[object] = []
         self.closed = False
 
@@ -90,22 +91,41 @@ class ToyTransport:
         self.closed = True
 
 
+class ToyBody:
+    """Its end is known with the last piece when the transport `tells`."""
+
+    def __init__(self, transport: ToyTransport) -> None:
+        self.transport = transport
+        self.taken = False
+
+    def __aiter__(self) -> ToyBody:
+        return self
+
+    async def __anext__(self) -> bytes:
+        transport = self.transport
+        if transport.read == len(transport.pieces):
+            if transport.endless:
+                await asyncio.get_running_loop().create_future()
+            self.taken = True
+            raise StopAsyncIteration
+        piece = transport.pieces[transport.read]
+        if isinstance(piece, Exception):
+            raise piece
+        transport.read += 1
+        self.taken = transport.tells and transport.read == len(transport.pieces)
+        return piece
+
+
 class ToySending(AbstractAsyncContextManager[Response]):
     def __init__(self, transport: ToyTransport) -> None:
         self.transport = transport
 
     async def __aenter__(self) -> Response:
-        return Response(self.transport.status, self.transport.headers, self._chunks())
+        return Response(self.transport.status, self.transport.headers, ToyBody(self.transport))
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.transport.left.append(kind)
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        for piece in self.transport.pieces:
-            if isinstance(piece, Exception):
-                raise piece
-            self.transport.read += 1
-            yield piece
 
 
 async def collect(backend: RemoteBackend, job: Job = JOB) -> list[list[Event]]:
@@ -118,6 +138,16 @@ async def test_one_batch_per_read_and_none_that_is_empty() -> None:
     assert await collect(RemoteBackend(ToyDialect(), transport)) == [
         [TextDelta("a"), TextDelta("b")],
         [TextDelta("c")],
+        [Finish("stop")],
+    ]
+    assert transport.left == [None]
+
+
+async def test_the_end_that_is_known_with_the_last_piece_comes_in_its_batch() -> None:
+    transport = ToyTransport(b"ab", b".")
+    transport.tells = True
+    assert await collect(RemoteBackend(ToyDialect(), transport)) == [
+        [TextDelta("a"), TextDelta("b")],
         [Finish("stop")],
     ]
     assert transport.left == [None]
@@ -139,16 +169,8 @@ async def test_what_follows_the_end_of_the_answer_is_passed_over(rest: tuple[byt
 
 
 async def test_a_body_that_never_ends_after_its_answer_is_left() -> None:
-    class Endless(ToySending):
-        async def _chunks(self) -> AsyncIterator[bytes]:
-            yield b"a$"
-            await asyncio.get_running_loop().create_future()
-
-    class EndlessTransport(ToyTransport):
-        def send(self, request: UpstreamRequest, timeouts: Timeouts) -> AbstractAsyncContextManager[Response]:
-            return Endless(self)
-
-    transport = EndlessTransport()
+    transport = ToyTransport(b"a$")
+    transport.endless = True
     assert await collect(RemoteBackend(ToyDialect(), transport)) == [[TextDelta("a"), Finish("stop")]]
     assert transport.left == [None]
 
