@@ -181,6 +181,8 @@ class _Batches:
         return self
 
     async def __anext__(self) -> Sequence[Event]:
+        if self._closed:  # first in the function: a traceback's line is found by reading its line table up to there
+            raise StopAsyncIteration
         chunks = self._chunks
         while not self._closed:
             if self._decoder.ended:

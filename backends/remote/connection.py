@@ -123,7 +123,7 @@ class Exchange:
         except BackendError as error:
             self.fail(error)
             return
-        if not begun or (body and not self._flowing):
+        if (not begun or (body and not self._flowing)) and not reader.complete:
             self._flowing = bool(body)
             self._connection.answering(self.timeouts.idle_s)
         if body:

@@ -28,8 +28,7 @@ from gateway.domain.principal import LimitSpec, Principal
 Headers = Sequence[tuple[bytes, bytes]]
 #: A longer text is no key; 512 leaves room for declared keys of any usual form.
 KEY_MAX_BYTES = 512
-_OTHER_CARRIERS = frozenset({b"x-api-key", b"api-key"})
-_CARRIERS = _OTHER_CARRIERS | {b"authorization"}
+_CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 #: A request that has one of these is not let in without a key: a page in a browser could have been made to send it.
 _CARRIERS_AND_ORIGIN = _CARRIERS | {b"origin", b"sec-fetch-site"}
 #: The name of who needs no key, where the configuration lets them in.
@@ -58,12 +57,7 @@ def presented_key(headers: Headers) -> bytes:
         NotAuthenticated: none, or one over 512 bytes.
     """
     key: bytes | None = None
-    fields = dict(headers)
-    if len(fields) == len(headers) and fields.keys().isdisjoint(_OTHER_CARRIERS):
-        headers = ((b"authorization", fields[b"authorization"]),) if b"authorization" in fields else ()
-    for name, value in headers:
-        if name not in _CARRIERS:
-            continue
+    for name, value in [field for field in headers if field[0] in _CARRIERS]:
         text = value.strip(b" \t")
         if name == b"authorization":
             scheme, _, text = text.partition(b" ")

@@ -30,7 +30,7 @@ UNASKED_BODY_BYTES = 1 << 20
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _NO_BODY = frozenset({204, 304})
 _CHUNKED = ((b"transfer-encoding", b"chunked"),)
-_LINE = b"%b: %b\r\n".__mod__
+_LINE = b": ".join
 _log = logging.getLogger("switchyard.edge")
 
 
@@ -258,12 +258,12 @@ class Cycle:
         pairs = [*self._connection.common_headers(), *headers, *framing]
         if not self.keep_alive:
             pairs.append((b"connection", b"close"))
-        head = _STATUS[status] + b"".join(map(_LINE, pairs)) + b"\r\n"
-        lines = len(pairs) + 2
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
+        lines = list(map(_LINE, pairs))
+        told = b"".join(lines)
+        if b"\n" in told or b"\r" in told or b"\0" in told:
             raise ValueError("a response header contains a line break")
         self.started = True
-        return head
+        return _STATUS[status] + b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _finish(self) -> None:
         self.finished = True

@@ -28,8 +28,8 @@ def duration(ms: int) -> str:
 
 
 def _seconds(ms: int) -> str:
-    part = ms % 1000
-    return f"{ms // 1000}.{part:03d}".rstrip("0") + "s" if part else f"{ms // 1000}s"
+    """Of less than a minute: six digits hold it."""
+    return f"{ms / 1000:g}s"
 
 
 def limit_headers(states: Sequence[RuleState]) -> Headers:
@@ -39,18 +39,23 @@ def limit_headers(states: Sequence[RuleState]) -> Headers:
     """
     requests = tokens = None
     for state in states:
-        rule = state.rule
-        if rule.unit == "tokens":
-            if rule.limit != MAX_AMOUNT and (tokens is None or _less(state, tokens)):
+        unit = state.rule.unit
+        if unit == "tokens":
+            if state.rule.limit != MAX_AMOUNT and (tokens is None or _less(state, tokens)):
                 tokens = state
-        elif rule.unit == "requests" and rule.limit != MAX_AMOUNT and (requests is None or _less(state, requests)):
+        elif unit == "requests" and state.rule.limit != MAX_AMOUNT and (requests is None or _less(state, requests)):
             requests = state
-    out: Headers = []
-    for names, found in ((_OF_REQUESTS, requests), (_OF_TOKENS, tokens)):
-        if found is not None:
-            values = b"%d" % found.rule.limit, b"%d" % found.remaining, duration(found.reset_ms).encode()
-            out += zip(names, values, strict=True)
-    return out
+    of_requests = _told(_OF_REQUESTS, requests) if requests is not None else []
+    return of_requests + _told(_OF_TOKENS, tokens) if tokens is not None else of_requests
+
+
+def _told(names: tuple[bytes, bytes, bytes], state: RuleState) -> Headers:
+    limit, remaining, reset = names
+    return [
+        (limit, b"%d" % state.rule.limit),
+        (remaining, b"%d" % state.remaining),
+        (reset, duration(state.reset_ms).encode()),
+    ]
 
 
 def _less(one: RuleState, other: RuleState) -> bool:

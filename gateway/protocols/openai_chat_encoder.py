@@ -203,7 +203,7 @@ class ChatUnary:
             UpstreamProtocol: a choice that was not asked.
         """
         answer = self._fold.answer
-        choices = b",".join(self._choice(choice) for choice in finished_choices(answer.choices, self._expected))
+        choices = b",".join(map(self._choice, finished_choices(answer.choices, self._expected)))
         usage = b"" if answer.usage is None else b',"usage":' + usage_json(answer.usage)
         return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b]%b}' % (
             quoted(self._identity.id),
@@ -214,7 +214,7 @@ class ChatUnary:
         )
 
     def _choice(self, choice: Choice) -> bytes:
-        calls = choice.tool_calls()
+        calls = choice.tool_calls() if choice.calls else ()
         text, refusal, reasoning = "".join(choice.text), "".join(choice.refusal), "".join(choice.reasoning)
         content = quoted(text) if text or not (calls or refusal) else b"null"
         message = [b'"role":"assistant","content":', content, b',"refusal":', quoted(refusal) if refusal else b"null"]
@@ -242,11 +242,12 @@ def finished_choices(choices: dict[int, Choice], expected: int) -> list[Choice]:
         UpstreamTruncated: one was never finished.
         UpstreamProtocol: one was not asked.
     """
-    if any(index >= expected or index < 0 for index in choices):
+    found = [choice for index in range(expected) if (choice := choices.get(index)) is not None and choice.finish is not None]
+    if len(found) == len(choices) == expected:
+        return found
+    if any(not 0 <= index < expected for index in choices):
         raise UpstreamProtocol("The model's answer has a choice that was not asked for.")
-    if len(choices) < expected or any(choice.finish is None for choice in choices.values()):
-        raise UpstreamTruncated("The answer ended before all of its choices were finished.")
-    return [choices[index] for index in range(expected)]
+    raise UpstreamTruncated("The answer ended before all of its choices were finished.")
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> bytes:

@@ -34,13 +34,14 @@ REFUSALS_OF_MODELS = ("rate_limit_exceeded", "insufficient_quota", "limits_unava
 class _Children:
     """The children that every request of one model, deployment and outcome touches."""
 
-    __slots__ = ("cached", "duration", "input", "itl", "output", "queue", "reasoning", "requests", "ttft")
+    __slots__ = ("answered", "cached", "duration", "input", "itl", "output", "queue", "reasoning", "requests", "ttft")
 
     def __init__(self, metrics: Metrics, model: str, deployment: str, outcome: Outcome) -> None:
         where = (model, deployment)
         self.requests = metrics.child(f.REQUESTS, model, deployment, outcome)
         self.duration = metrics.child(f.DURATION, *where)
         self.queue = metrics.child(f.QUEUE_WAIT, *where)
+        self.answered = f.ATTEMPTS.zero() if deployment == OTHER else metrics.child(f.ATTEMPTS, deployment, "ok")
         told = (f.TTFT, f.ITL, f.INPUT_TOKENS, f.CACHED_TOKENS, f.OUTPUT_TOKENS, f.REASONING_TOKENS)
         # without a deployment there is no answer: these stay at nothing, and are not shown
         lists = [family.zero() if deployment == OTHER else metrics.child(family, *where) for family in told]
@@ -133,7 +134,10 @@ class Metrics:
         upstream_us = 0
         for attempt in tally.attempts:
             upstream_us += attempt.ended_us - attempt.began_us
-            self.add(f.ATTEMPTS, attempt.deployment.id, "ok" if attempt.error is None else _reason(attempt.error))
+            if attempt.error is None and attempt.deployment is deployment:
+                children.answered[0] += 1
+            else:
+                self.add(f.ATTEMPTS, attempt.deployment.id, "ok" if attempt.error is None else _reason(attempt.error))
         if len(tally.attempts) > 1:
             self.add(f.FALLBACKS, model, by=len(tally.attempts) - 1)
         _bump(self._overhead, f.OVERHEAD.bounds, max(0, duration_us - upstream_us - tally.queue_us))

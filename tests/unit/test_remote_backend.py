@@ -127,7 +127,6 @@ class ToySending(AbstractAsyncContextManager[Response]):
         self.transport.left.append(kind)
 
 
-
 async def collect(backend: RemoteBackend, job: Job = JOB) -> list[list[Event]]:
     async with backend.open(job) as batches:
         return [list(batch) async for batch in batches]
