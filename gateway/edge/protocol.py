@@ -30,23 +30,6 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 
-def server_config(app: App, limits: Limits, **options: Any) -> Config:
-    """The uvicorn configuration that goes with these limits; `options` are uvicorn's own.
-
-    No websockets, no access log (the pipeline writes one line per request), no trust in proxy headers.
-    """
-    return Config(
-        app,
-        http=type("EdgeProtocol", (EdgeProtocol,), {"limits": limits}),
-        ws="none",
-        interface="asgi3",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        **options,
-    )
-
-
 class EdgeProtocol(asyncio.Protocol):
     """One per connection; uvicorn makes it."""
 

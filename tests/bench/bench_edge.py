@@ -17,9 +17,9 @@ from uvicorn.server import ServerState
 
 from gateway.edge.asgi import EdgeApp
 from gateway.edge.limits import Limits
-from gateway.edge.protocol import server_config
 from gateway.pipeline.exchange import Exchange
 from gateway.protocols.contract import ClientProtocol
+from tests.edge_server_config import server_config
 
 BODY = b'{"model":"chat","messages":[{"role":"user","content":"Say hello."}]}'
 REQUEST = (

@@ -15,9 +15,9 @@ from backends.core.errors import GatewayError
 from gateway.edge.asgi import EdgeApp
 from gateway.edge.cycle import App
 from gateway.edge.limits import Limits
-from gateway.edge.protocol import server_config
 from gateway.pipeline.exchange import Exchange
 from gateway.protocols.contract import ClientProtocol
+from tests.edge_server_config import server_config
 
 QUICK = Limits(head_s=0.4, body_s=0.4, keepalive_s=5, client_stall_s=0.4, linger_s=1.0)
 Script = Callable[[Exchange, ClientProtocol, "Log"], "asyncio.Future[None]"]

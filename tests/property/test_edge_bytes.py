@@ -10,9 +10,9 @@ from uvicorn.server import ServerState
 
 from gateway.edge.asgi import EdgeApp
 from gateway.edge.limits import Limits
-from gateway.edge.protocol import server_config
 from gateway.pipeline.exchange import Exchange
 from gateway.protocols.contract import ClientProtocol
+from tests.edge_server_config import server_config
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 REQUESTS = [
