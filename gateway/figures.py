@@ -79,10 +79,16 @@ def read_limits(metrics: Metrics, limits: LimitStore, ledger: EmbeddedLedger | N
 
 
 def prepare(metrics: Metrics, snapshot: Snapshot) -> None:
-    """Make the series of every configured model and its deployments, and of what is no model."""
+    """Make the series of every configured model and its deployments, of what is no model, and of the limits' kinds."""
     metrics.prepare(f.OTHER, ())
     for route in snapshot.models.values():
         metrics.prepare(route.name, (deployment.id for tier in route.tiers for deployment in tier))
+    for spec in snapshot.limits():
+        owner = spec.scope.partition(":")[0]
+        kind = (f"{owner}_model" if spec.model else owner, spec.unit)  # as `gateway.limits.signals.labels`
+        metrics.child(f.LIMIT_SHADOW if spec.shadow else f.LIMIT_REFUSALS, *kind)
+        if spec.unit != "slots":
+            metrics.child(f.LIMIT_NEAR, *kind)
 
 
 def read_places(metrics: Metrics, places: Callable[[], Iterable[Place]]) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 import pytest
 
 from backends.core.errors import UpstreamTimeout, UpstreamUnavailable
+from gateway.config.snapshot import Snapshot, Team
+from gateway.domain.principal import LimitSpec
 from gateway.domain.route import Deployment
-from gateway.domain.settlement import Rule
-from gateway.figures import Looking, count_refusal, read_places, read_process
+from gateway.domain.settlement import Rule, RuleState
+from gateway.figures import Looking, count_refusal, prepare, read_places, read_process
 from gateway.limits.link import LinkDown
+from gateway.limits.signals import labels
 from gateway.limits.store import LimitExceeded
 from gateway.limits.stream import StreamLook, StreamState, read_state
 from gateway.limits.wire import ReplyError
@@ -107,6 +110,25 @@ def test_a_refusal_is_counted_by_scope_and_unit() -> None:
     tally.fail(LimitExceeded("no", rule=rule, retry_after_ms=1), "refused")
     count_refusal(metrics, tally)
     assert metrics.dump()[f.LIMIT_REFUSALS.name] == {("team", "tokens"): [1.0]}
+
+
+def test_every_kind_of_limit_in_the_file_has_its_series_from_the_start() -> None:
+    """So that their number is what the configuration says, however late a limit is first met."""
+    metrics = Metrics()
+    limits = (
+        LimitSpec("team:red", "tokens", 5, 60_000, model="chat"),
+        LimitSpec("team:red", "slots", 5),
+        LimitSpec("team:red", "nusd", 5, period="month", shadow=True),
+    )
+    everyone = (LimitSpec("gateway", "requests", 5, 1000),)
+    team = Team("red", limits=limits)
+    prepare(metrics, Snapshot("1", {}, {}, {}, teams={"red": team}, gateway_limits=everyone))
+    dump = metrics.dump()
+    assert set(dump[f.LIMIT_REFUSALS.name]) == {("team_model", "tokens"), ("team", "slots"), ("gateway", "requests")}
+    assert set(dump[f.LIMIT_NEAR.name]) == {("team_model", "tokens"), ("team", "nusd"), ("gateway", "requests")}
+    assert set(dump[f.LIMIT_SHADOW.name]) == {("team", "nusd")}
+    refused = Rule("@chat team:red:tokens:60000", "rate", "tokens", 5, 60_000, 1)
+    assert labels(RuleState(refused, 0, 0)) in dump[f.LIMIT_REFUSALS.name]
 
 
 def test_a_process_tells_memory_descriptors_and_cpu() -> None:
