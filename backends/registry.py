@@ -12,7 +12,7 @@ from backends.core.contracts import Dialect
 from backends.dialects import llamacpp, tei, tgi
 from backends.dialects.anthropic import Anthropic
 from backends.dialects.chinese_alpaca import AlpacaOptions, ChineseAlpaca
-from backends.dialects.ffm import Ffm
+from backends.dialects.ffm import Ffm, FfmOptions
 from backends.dialects.jquesnelle import Jquesnelle
 from backends.dialects.lightllm import LightLlm
 from backends.dialects.llamacpp import LlamaCpp
@@ -58,6 +58,7 @@ _WITH_OPTIONS: Mapping[str, tuple[type[msgspec.Struct], Callable[[Any], Dialect]
         "sglang": (SglangOptions, Sglang),
         "chinese_alpaca": (AlpacaOptions, ChineseAlpaca),
         "tei": (TeiOptions, Tei),
+        "ffm": (FfmOptions, Ffm),
     }
 )
 #: The header that carries the credential, where it is not `authorization`.

@@ -27,6 +27,8 @@ LOCAL_SAMPLING = frozenset(Sampling.__struct_fields__) - OPENAI_SAMPLING
 #: What a conversation with tools may ask.
 TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _DEFAULT_SAMPLING = Sampling()
+#: Capabilities that are forms of the answer, which clients ask for by several names.
+_FORMS = frozenset({"grammar", "regex", "response_format"})
 #: What may be left out without changing what kind of answer comes: the `drop` rule applies to these only.
 DROPPABLE = OPENAI_SAMPLING | LOCAL_SAMPLING | {"parallel_tool_calls", "reasoning_effort", "logprobs"}
 
@@ -77,8 +79,8 @@ def _special(job: GenerationRequest, names: set[str]) -> None:
         names.add("tool_choice")
     if job.parallel_tool_calls is not None:
         names.add("parallel_tool_calls")
-    if job.output.kind == "grammar":
-        names.add("grammar")
+    if job.output.kind in ("grammar", "regex"):
+        names.add(job.output.kind)
     elif job.output.kind != "text":
         names.add(f"response_format.{job.output.kind}")
     if job.reasoning_effort is not None:
@@ -124,7 +126,10 @@ def resolve(job: Job, capabilities: Capabilities, rule: ParamsRule) -> Job:
         tolerated = lacks & (OPENAI_SAMPLING | LOCAL_SAMPLING | {"logprobs", "parallel_tool_calls", "reasoning_effort"})
     if refused := sorted(lacks - tolerated):
         name = refused[0]
-        raise UnsupportedParameter(f"The model {job.model!r} does not support {name!r} here.", param=name.partition(".")[0])
+        param = name.partition(".")[0]
+        if param in _FORMS and isinstance(job, GenerationRequest) and job.output.asked_as:
+            name = param = job.output.asked_as
+        raise UnsupportedParameter(f"The model {job.model!r} does not support {name!r} here.", param=param)
     if rule == "forward" or not isinstance(job, GenerationRequest):
         return job
     changes: dict[str, object] = dict.fromkeys(tolerated & {"parallel_tool_calls", "reasoning_effort"})

@@ -71,13 +71,16 @@ class ToolChoice(msgspec.Struct, frozen=True, gc=False):
 
 
 class Output(msgspec.Struct, frozen=True, gc=False):
-    """The form that the answer must take. `schema` is JSON bytes, `grammar` is GBNF."""
+    """The form that the answer must take. `schema` is JSON bytes, `grammar` is GBNF or, of the kind `regex`, a regular
+    expression. `asked_as`: the client's parameter, "" = `response_format`.
+    """
 
-    kind: Literal["text", "json_object", "json_schema", "grammar"] = "text"
+    kind: Literal["text", "json_object", "json_schema", "grammar", "regex"] = "text"
     name: str = ""
     schema: msgspec.Raw = msgspec.Raw(b"")
     strict: bool | None = None
     grammar: str = ""
+    asked_as: str = ""
 
 
 class Sampling(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -4,7 +4,7 @@ Source: lightllm fc72ffa (2025-07), lightllm/server/api_http.py, api_lightllm.py
 `parameters` must be there; the default of `max_new_tokens` is 16, so the gateway always states a cap. Any error is
 `{"message"}` under 417.
 
-Known limits: one prompt and one choice a request, no token ids, no logprobs.
+Known limits: one prompt and one choice a request, no token ids; logprobs of the chosen tokens only, without alternatives.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import msgspec
 
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import NO_HEADERS, Decoder, UpstreamRequest
-from backends.core.errors import BackendError
-from backends.core.events import FinishReason
+from backends.core.errors import BackendError, UnsupportedParameter
+from backends.core.events import FinishReason, TokenLogprob
 from backends.core.request import GenerationRequest, Job, Prompt
 from backends.dialects.plain_prompts import generation, one_prompt, post
 from backends.dialects.text_answers import Form, Piece, TextDecoder
@@ -26,6 +26,7 @@ from backends.parsing import failures
 CAPABILITIES: Capabilities = frozenset({
     *("chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "ignore_eos", "needs_output_cap", "response_format.json_schema"),
+    *("grammar", "regex", "logprobs"),
 })  # fmt: skip
 _NAMES = {
     "max_tokens": "max_new_tokens", "top_p": "top_p", "presence_penalty": "presence_penalty",
@@ -39,6 +40,7 @@ _TOO_LONG = re.compile(r"(?i)too long|max_req_(?:total|input)_len|max_total_toke
 
 class _Token(msgspec.Struct, gc=False):
     text: str = ""
+    logprob: float | None = None
     special: bool = False
     count_output_tokens: int = 0
     prompt_tokens: int = 0
@@ -55,6 +57,7 @@ class _Answer(msgspec.Struct, gc=False):
     count_output_tokens: int | list[int] = 0
     finish_reason: str | list[str] | None = None
     prompt_tokens: int = 0
+    tokens: list[_Token] | None = None
 
 
 _read_event = msgspec.json.Decoder(_Event, strict=False).decode
@@ -72,7 +75,7 @@ class LightLlm:
         """The request for a job.
 
         Raises:
-            UnsupportedParameter: embeddings, several prompts or token ids.
+            UnsupportedParameter: embeddings, several prompts, token ids, or alternatives to tokens.
             ValueError: a conversation without its rendered prompt.
         """
         job = generation(job)
@@ -88,6 +91,17 @@ class LightLlm:
             parameters["stop_sequences"] = list(sampling.stop)
         if job.output.kind == "json_schema":
             parameters["guided_json"] = job.output.schema
+        elif job.output.kind == "grammar":
+            parameters["guided_grammar"] = job.output.grammar
+        elif job.output.kind == "regex":
+            parameters["regular_constraint"] = job.output.grammar
+        if job.top_logprobs is not None:
+            parameters["return_details"] = True
+        if job.top_logprobs:
+            raise UnsupportedParameter(
+                f"The model {job.model!r} tells no alternatives to its tokens here.",
+                param="top_logprobs" if job.messages else "logprobs",
+            )
         path = "/generate_stream" if job.stream else "/generate"
         return post(path, {"inputs": one_prompt(job, prompts).text, "parameters": parameters})
 
@@ -117,6 +131,7 @@ def _event(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
             reason=_FINISH.get(event.finish_reason or ""),
             input_tokens=token.prompt_tokens,
             output_tokens=token.count_output_tokens,
+            logprobs=_logprobs([token]) if job.top_logprobs is not None else (),
         )
     ]
 
@@ -143,9 +158,16 @@ def _answer(data: bytes, job: GenerationRequest) -> Sequence[Piece] | None:
             reason=_FINISH.get(reasons[choice]) if choice < len(reasons) else None,
             input_tokens=answer.prompt_tokens,
             output_tokens=counts[choice] if choice < len(counts) else 0,
+            logprobs=_logprobs(answer.tokens or ()) if job.top_logprobs is not None else (),
         )
         for choice, text in enumerate(texts)
     ]
+
+
+def _logprobs(tokens: Sequence[_Token]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(one.text, one.text.encode(), one.logprob) for one in tokens if one.logprob is not None and not one.special
+    )
 
 
 _FORM = Form(_event, _answer, terminator="finish", counted_by="event", quick=_quick)

@@ -60,7 +60,8 @@ class Quirks(msgspec.Struct, frozen=True):
         logit_bias: a map from token id, or a list of [id, bias] pairs.
         named_tool: how one tool is forced. `object`: OpenAI's form; `only`: send that tool alone, and `required`.
         schema_field: where a bare JSON schema (without the name that `json_schema` requires) goes.
-        grammar_field: where a GBNF grammar goes.
+        grammar_field, regex_field: where a GBNF grammar, and a regular expression goes; within `response_format` it is a type
+            of its own.
         open_top_p: `top_p` must be below 1; 1 means the same as leaving it out.
         base64_vectors: it can answer `encoding_format: base64`.
         whole_calls: each piece with a function name is a tool call of its own.
@@ -88,6 +89,7 @@ class Quirks(msgspec.Struct, frozen=True):
     named_tool: Literal["object", "only"] = "object"
     schema_field: tuple[str, ...] = ("response_format",)
     grammar_field: tuple[str, ...] = ()
+    regex_field: tuple[str, ...] = ()
     open_top_p: bool = False
     base64_vectors: bool = False
     whole_calls: bool = False
@@ -197,6 +199,8 @@ class OpenAICompatible:
             body["response_format"] = {"type": "json_object"}
         elif output.kind == "grammar":
             _put(body, self.quirks.grammar_field, output.grammar)
+        elif output.kind == "regex":
+            _put(body, self.quirks.regex_field, output.grammar)
         elif output.kind == "json_schema" and not output.name and self.quirks.schema_field != ("response_format",):
             _put(body, self.quirks.schema_field, output.schema)
         elif output.kind == "json_schema":
@@ -251,6 +255,9 @@ def encode_message(message: Message, quirks: Quirks) -> dict[str, object]:
 
 def _put(body: dict[str, object], path: tuple[str, ...], value: object) -> None:
     """Set a value at a path of keys; an empty path means that the server has no place for it."""
+    if path[:1] == ("response_format",):
+        body["response_format"] = {"type": path[1], path[1]: value}
+        return
     for key in reversed(path):
         value = {key: value}
     if path and isinstance(value, dict):

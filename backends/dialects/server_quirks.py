@@ -36,11 +36,12 @@ _QUIRKS = (
     # `guided_*` is silently ignored since 0.12; `reasoning` was `reasoning_content`.
     Quirks(
         "vllm",
-        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}) | _RERANK,
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar", "regex"}) | _RERANK,
         chat_cap="max_completion_tokens",
         reasoning_field="reasoning",
         schema_field=("structured_outputs", "json"),
         grammar_field=("structured_outputs", "grammar"),
+        regex_field=("structured_outputs", "regex"),
         base64_vectors=True,
     ),
     # llama.cpp's `/v1`: best_of and suffix must not even be present; logit_bias pairs work on all versions; the object
@@ -76,10 +77,11 @@ _QUIRKS = (
     ),
     Quirks(
         "sglang",
-        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar"}) | _RERANK,
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar", "regex"}) | _RERANK,
         lacks=frozenset({"suffix"}),
         reasoning_field="reasoning_content",
         grammar_field=("ebnf",),
+        regex_field=("regex",),
     ),
     # No `[DONE]`; unknown fields are refused, but known ones ignored with a line in its log: response_format,
     # presence_penalty, n and more; frequency_penalty becomes a repetition_penalty. Usage comes unasked on the last chunk.
@@ -103,8 +105,9 @@ _QUIRKS = (
     ),
     Quirks(
         "lmdeploy",
-        adds=frozenset({"top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens"}),
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "regex"}),
         lacks=_NO_SUFFIX | {"embeddings", "token_input"},
+        regex_field=("response_format", "regex_schema"),
         spelling=(("min_tokens", "min_new_tokens"),),
         reasoning_field="reasoning_content",
     ),
@@ -124,8 +127,10 @@ _QUIRKS = (
     # `extra="forbid"`: nothing may be sent that it does not know.
     Quirks(
         "trtllm",
-        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos"}),
+        adds=frozenset({"top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "grammar", "regex"}),
         lacks=_NO_SUFFIX | {"embeddings"},
+        grammar_field=("response_format", "ebnf"),
+        regex_field=("response_format", "regex"),
     ),
     # npuichigo's proxy before Triton: `n` would become the beam width, usage is all zeros, `stop` must be a list, the
     # finish reason is always `stop`.

@@ -29,7 +29,7 @@ _SHARED = frozenset(
     {"chat", "completions", "token_input", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "repetition_penalty"}
 ) | {"ignore_eos", "min_tokens", "needs_output_cap"}
 CAPABILITIES: Capabilities = _SHARED | {
-    *("n", "seed", "logit_bias", "frequency_penalty", "presence_penalty", "grammar", "logprobs"),
+    *("n", "seed", "logit_bias", "frequency_penalty", "presence_penalty", "grammar", "regex", "logprobs"),
     *("response_format.json_object", "response_format.json_schema"),
 }
 _SGLANG = {
@@ -116,6 +116,8 @@ class Sglang:
             params["json_schema"] = _ANY_OBJECT
         elif job.output.kind == "grammar":
             params["ebnf"] = job.output.grammar
+        elif job.output.kind == "regex":
+            params["regex"] = job.output.grammar
         prompts = _given(job, prompts)
         tokens = [list(one.tokens) for one in prompts if one.tokens is not None]
         inputs: list[object] = [*tokens] if tokens else [one.text for one in prompts]

@@ -26,7 +26,7 @@ from backends.parsing import failures
 
 CAPABILITIES: Capabilities = frozenset({
     *("chat", "completions", "max_tokens", "temperature", "top_p", "stop", "seed", "frequency_penalty", "top_k"),
-    *("typical_p", "repetition_penalty", "logprobs", "response_format.json_schema", "needs_output_cap"),
+    *("typical_p", "repetition_penalty", "logprobs", "regex", "response_format.json_schema", "needs_output_cap"),
 })  # fmt: skip
 _NAMES = {
     "max_tokens": "max_new_tokens", "seed": "seed", "frequency_penalty": "frequency_penalty",
@@ -116,6 +116,8 @@ class Tgi:
             parameters["top_n_tokens"] = job.top_logprobs
         if job.output.kind == "json_schema":
             parameters["grammar"] = {"type": "json", "value": job.output.schema}
+        elif job.output.kind == "regex":
+            parameters["grammar"] = {"type": "regex", "value": job.output.grammar}
         path = "/generate_stream" if job.stream else "/generate"
         return post(path, {"inputs": one_prompt(job, prompts).text, "parameters": parameters})
 

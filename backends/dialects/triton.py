@@ -146,6 +146,9 @@ class Triton:
             schema = job.output.kind == "json_schema"
             inputs["guided_decoding_guide_type"] = "json_schema" if schema else "json"
             inputs["guided_decoding_guide"] = bytes(job.output.schema).decode() if schema else None
+        elif job.output.kind in ("grammar", "regex"):
+            inputs["guided_decoding_guide_type"] = "regex" if job.output.kind == "regex" else "ebnf_grammar"
+            inputs["guided_decoding_guide"] = job.output.grammar
         body = {self._tensor[name]: value for name, value in inputs.items() if value is not None and self._tensor[name]}
         return post(f"/v2/models/{quote(job.model, safe='')}/generate{'_stream' if job.stream else ''}", body)
 

@@ -74,7 +74,8 @@ class Interpreting:
         if mode == "none":
             return msgspec.structs.replace(inner, tools=()), thoughts
         if job.output.kind != "text":
-            raise UnsupportedParameter("This model cannot combine tools with a form of the answer.", param="response_format")
+            param = job.output.asked_as or "response_format"
+            raise UnsupportedParameter("This model cannot combine tools with a form of the answer.", param=param)
         wanted = [tool for tool in job.tools if mode != "function" or (job.tool_choice and tool.name == job.tool_choice.name)]
         reading = msgspec.structs.replace(
             thoughts,

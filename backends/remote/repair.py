@@ -54,13 +54,11 @@ class Repairing:
         if f"response_format.{job.output.kind}" in self._can:
             return self._inner.open(job, leaving)
         if job.prompts:
-            raise UnsupportedParameter("This model takes a form of the answer in conversations only.", param="response_format")
+            raise UnsupportedParameter("This model takes a form of the answer in conversations only.", param=_param(job))
         try:
             form = Form(job.output)
         except ValueError as error:
-            raise UnsupportedParameter(
-                f"The schema cannot be used with this model: {error}.", param="response_format"
-            ) from None
+            raise UnsupportedParameter(f"The schema cannot be used with this model: {error}.", param=_param(job)) from None
         if job.n > 1:
             return self._several.open(job, leaving)
         plain = Output("json_object") if _OBJECT in self._can else Output()
@@ -70,6 +68,10 @@ class Repairing:
     async def aclose(self) -> None:
         """Close the inner backend."""
         await self._inner.aclose()
+
+
+def _param(job: GenerationRequest) -> str:
+    return job.output.asked_as or "response_format"
 
 
 def _asked(messages: Sequence[Message], form: Form) -> tuple[Message, ...]:

@@ -47,7 +47,15 @@ CAPABILITY_NAMES = (
     OPENAI_SAMPLING
     | LOCAL_SAMPLING
     | {"chat", "completions", "embeddings", "dimensions", "token_input", "n", "tools", "tool_choice", "parallel_tool_calls"}
-    | {"grammar", "response_format.json_object", "response_format.json_schema", "reasoning_effort", "logprobs", "suffix"}
+    | {
+        "grammar",
+        "regex",
+        "response_format.json_object",
+        "response_format.json_schema",
+        "reasoning_effort",
+        "logprobs",
+        "suffix",
+    }
     | {"image_url", "rerank"}
 )
 

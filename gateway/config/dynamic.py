@@ -251,7 +251,7 @@ class DeploymentEntry(Entry):
     options: dict[str, object] = Field(
         default_factory=dict,
         description="what the dialect must know of this server; triton: accumulate_tokens, exclude_input_in_output, eos_texts,"
-        " tensors; sglang: incremental_streaming_output; chinese_alpaca: num_beams; tei: max_client_batch_size;"
+        " tensors; sglang: incremental_streaming_output; chinese_alpaca: num_beams; ffm: tool_form; tei: max_client_batch_size;"
         " openai_compatible with the quirks api_like_oai: tokenize",
     )
     base_url: str | None = Field(default=None, max_length=2048, description="http:// or https:// address, without credentials")

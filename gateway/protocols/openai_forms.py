@@ -2,7 +2,8 @@
 vLLM's `structured_outputs` with the older `guided_*`.
 
 A choice among texts becomes a grammar, so that every backend with grammars can do it. Source: openai-openapi
-`ResponseFormat*`; vLLM 0.33 `StructuredOutputsParams`; vLLM 0.11 `guided_json`, `guided_grammar`, `guided_choice`.
+`ResponseFormat*`; vLLM 0.33 `StructuredOutputsParams`; vLLM 0.11 `guided_json`, `guided_grammar`, `guided_choice`,
+`guided_regex`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gateway.protocols.openai_wire import (
 )
 
 _TEXT = Output()
+_ANY_OBJECT = Output("json_object", asked_as="structured_outputs.json_object")
 _structured: msgspec.json.Decoder[StructuredOutputs] = msgspec.json.Decoder(StructuredOutputs)
 _text = msgspec.json.Decoder(str).decode
 _ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
@@ -62,6 +64,7 @@ def _others(body: GenerationBody) -> list[tuple[str, Output] | None]:
         body.grammar is None
         and body.guided_grammar is None
         and body.guided_choice is None
+        and body.guided_regex is None
         and body.guided_json is msgspec.UNSET
         and body.structured_outputs is msgspec.UNSET
     ):
@@ -71,22 +74,29 @@ def _others(body: GenerationBody) -> list[tuple[str, Output] | None]:
         _grammar("grammar", body.grammar),
         _grammar("guided_grammar", body.guided_grammar),
         _choice("guided_choice", body.guided_choice),
+        _regex("guided_regex", body.guided_regex),
         _schema("guided_json", body.guided_json),
         _grammar("structured_outputs.grammar", wanted.grammar),
         _choice("structured_outputs.choice", wanted.choice),
+        _regex("structured_outputs.regex", wanted.regex),
         _schema("structured_outputs.json", wanted.json),
-        ("structured_outputs.json_object", Output("json_object")) if wanted.json_object else None,
+        (_ANY_OBJECT.asked_as, _ANY_OBJECT) if wanted.json_object else None,
     ]
 
 
 def _grammar(param: str, text: str | None) -> tuple[str, Output] | None:
-    return None if text is None else (param, Output("grammar", grammar=text))
+    return None if text is None else (param, Output("grammar", grammar=text, asked_as=param))
+
+
+def _regex(param: str, pattern: str | None) -> tuple[str, Output] | None:
+    return None if pattern is None else (param, Output("regex", grammar=pattern, asked_as=param))
 
 
 def _choice(param: str, texts: Sequence[str] | None) -> tuple[str, Output] | None:
     if texts is None:
         return None
-    return param, Output("grammar", grammar="root ::= " + " | ".join(f'"{text.translate(_ESCAPES)}"' for text in texts))
+    grammar = "root ::= " + " | ".join(f'"{text.translate(_ESCAPES)}"' for text in texts)
+    return param, Output("grammar", grammar=grammar, asked_as=param)
 
 
 def _schema(param: str, raw: Json) -> tuple[str, Output] | None:
@@ -96,4 +106,4 @@ def _schema(param: str, raw: Json) -> tuple[str, Output] | None:
         return None
     if bytes(value).startswith(b'"'):
         value = msgspec.Raw(_text(value).strip().encode())
-    return param, Output("json_schema", schema=checked_schema(value, param))
+    return param, Output("json_schema", schema=checked_schema(value, param), asked_as=param)

@@ -110,14 +110,16 @@ class GenerationBody(Body, frozen=True, kw_only=True):
     guided_json: Json = UNSET
     guided_grammar: Grammar | None = None
     guided_choice: Choice | None = None
+    guided_regex: Grammar | None = None
 
 
 class StructuredOutputs(Body, frozen=True, kw_only=True):
-    """vLLM's `structured_outputs`; a regular expression or a structural tag is refused."""
+    """vLLM's `structured_outputs`; a structural tag is refused."""
 
     json: Json = UNSET
     grammar: Grammar | None = None
     choice: Choice | None = None
+    regex: Grammar | None = None
     json_object: bool | None = None
 
 

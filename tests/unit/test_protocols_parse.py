@@ -149,7 +149,7 @@ def test_forms_of_the_answer() -> None:
     output = generation(chat(response_format=form)).output
     assert (output.kind, output.name, output.strict) == ("json_schema", "s", True)
     assert list(json.loads(bytes(output.schema))["properties"]) == ["b", "a"]
-    assert generation(chat(grammar="root ::= x")).output == Output("grammar", grammar="root ::= x")
+    assert generation(chat(grammar="root ::= x")).output == Output("grammar", grammar="root ::= x", asked_as="grammar")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,8 @@ def test_forms_of_the_answer() -> None:
         ({"structured_outputs": {"grammar": "root ::= x"}}, Output("grammar", grammar="root ::= x")),
         ({"guided_choice": ["yes", 'a "no"\n']}, Output("grammar", grammar='root ::= "yes" | "a \\"no\\"\\n"')),
         ({"structured_outputs": {"choice": ["a", "b"]}}, Output("grammar", grammar='root ::= "a" | "b"')),
+        ({"guided_regex": "[a-z]+"}, Output("regex", grammar="[a-z]+")),
+        ({"structured_outputs": {"regex": "[a-z]+"}}, Output("regex", grammar="[a-z]+")),
         ({"guided_json": None, "structured_outputs": None}, Output()),
         ({"structured_outputs": {}}, Output()),
     ],
@@ -170,6 +172,11 @@ def test_forms_of_the_answer() -> None:
 def test_vllms_forms_of_the_answer(fields: dict[str, object], form: Output) -> None:
     got = generation(chat(**fields)).output
     assert (got.kind, bytes(got.schema), got.grammar) == (form.kind, bytes(form.schema), form.grammar)
+    told = [
+        name if not isinstance(value, dict) or name == "guided_json" else f"{name}.{next(iter(value), '')}"
+        for name, value in fields.items()
+    ]
+    assert got.asked_as == (told[0] if form.kind != "text" else "")
     plain = COMPLETIONS.parse(json.dumps({"model": "m", "prompt": "x", **fields}).encode())
     assert generation(plain).output.kind == form.kind
 
@@ -233,8 +240,8 @@ def test_null_is_absent_everywhere() -> None:
         ({"stop": ["a"] * 5}, "stop", "invalid_value"),
         ({"guided_json": {"a": 1}, "response_format": {"type": "json_object"}}, "guided_json", "invalid_value"),
         ({"guided_json": "no schema"}, "guided_json", "invalid_type"),
-        ({"guided_regex": "a+"}, "guided_regex", "unknown_parameter"),
-        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex", "unknown_parameter"),
+        ({"guided_whitespace_pattern": "a+"}, "guided_whitespace_pattern", "unknown_parameter"),
+        ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag", "unknown_parameter"),
         ({"structured_outputs": {"json": 1}}, "structured_outputs.json", "invalid_type"),
         ({"stop": "x" * 257}, "stop", "invalid_value"),
         ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias", "invalid_value"),

@@ -11,7 +11,9 @@ from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabili
 from backends.core.request import GenerationRequest, Output
 
 #: What the engine declares of a model that generates; tools and thoughts depend on its parsers.
-CAPABILITIES: Capabilities = (OPENAI_SAMPLING | LOCAL_SAMPLING | {"completions", "n", "logprobs", "token_input", "grammar"}) - {
+CAPABILITIES: Capabilities = (
+    OPENAI_SAMPLING | LOCAL_SAMPLING | {"completions", "n", "logprobs", "token_input", "grammar", "regex"}
+) - {
     "typical_p",
     "repeat_last_n",
     "mirostat",
@@ -73,3 +75,5 @@ def constraint(output: Output) -> dict[str, object]:
             return {"json": bytes(output.schema).decode()}
         case "grammar":
             return {"grammar": output.grammar}
+        case "regex":
+            return {"regex": output.grammar}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 
 from backends.core.contracts import Dialect
 from backends.core.errors import UnsupportedParameter
 from backends.core.events import Candidate, Event, EventGrammar, Failure, Finish, Started, TextDelta, TokenLogprob
+from backends.core.fold import fold
 from backends.core.request import EmbeddingRequest, GenerationRequest, Message, Output, Prompt, Sampling, Text
 from backends.core.usage import Usage
 from backends.registry import DIALECTS, credential_header, dialect, options
@@ -253,3 +256,41 @@ def test_ffm_streams_and_spells_in_its_own_way() -> None:
     assert read(ours, b'{"generated_text":"a","generated_tokens":1}') == [Started(), TextDelta("a"), Finish("stop")]
     cut = read(ours, stream[: stream.index(b"data", 30)])[-1]
     assert isinstance(cut, Failure) and cut.kind == "truncated"
+
+
+LIGHTLLM_TOKENS = [
+    {"id": 1, "text": "a", "logprob": -0.5, "special": False, "count_output_tokens": 1, "prompt_tokens": 3},
+    {"id": 2, "text": "</s>", "logprob": -0.1, "special": True, "count_output_tokens": 2, "prompt_tokens": 3},
+]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_lightllm_tells_the_logprobs_of_its_tokens(stream: bool) -> None:
+    ours = dialect("lightllm")
+    job = GenerationRequest("m", prompts=(Prompt("p"),), top_logprobs=0, stream=stream)
+    assert json.loads(ours.encode(job).body)["parameters"]["return_details"] is True
+    events = [
+        {"token": one, "finished": one["special"], "finish_reason": "stop" if one["special"] else None}
+        for one in LIGHTLLM_TOKENS
+    ]
+    whole = {
+        "generated_text": ["a"],
+        "count_output_tokens": 2,
+        "finish_reason": "stop",
+        "prompt_tokens": 3,
+        "tokens": LIGHTLLM_TOKENS,
+    }
+    body = "".join(f"data:{json.dumps(one)}\n\n" for one in events) if stream else json.dumps(whole)
+    decoder = ours.decoder(job)
+    (choice,) = fold([*decoder.feed(body.encode()), *decoder.close()]).choices.values()
+    assert [(one.token, one.logprob, one.top) for one in choice.logprobs] == [("a", -0.5, ())]
+
+
+def test_lightllm_tells_no_alternatives() -> None:
+    for job, param in (
+        (GenerationRequest("m", prompts=(Prompt("p"),), top_logprobs=2), "logprobs"),
+        (GenerationRequest("m", messages=(Message("user", (Text("x"),)),), top_logprobs=2), "top_logprobs"),
+    ):
+        with pytest.raises(UnsupportedParameter) as refused:
+            dialect("lightllm").encode(job, (Prompt("p"),))
+        assert refused.value.param == param
