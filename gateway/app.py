@@ -17,7 +17,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.core.errors import Draining
-from backends.core.usage import Usage
 from backends.engines import kinds
 from backends.engines.launch import EngineLaunch
 from gateway.auth.declared import tell_declared
@@ -38,7 +37,7 @@ from gateway.config.snapshot import EngineSpec, Snapshot
 from gateway.config.templates import sources, try_templates
 from gateway.config.welcome import greeting, welcome
 from gateway.domain.engines import EngineKeep
-from gateway.domain.money import cost_bound_nusd
+from gateway.domain.money import cost_of_row
 from gateway.domain.settlement import LedgerRow
 from gateway.edge.limits import Limits
 from gateway.edge.protocol import EdgeProtocol
@@ -46,7 +45,7 @@ from gateway.ledger.migrations import UnsupportedDatabase, migrate, sync_url
 from gateway.ledger.queries import keep_retention
 from gateway.ledger.writer import run_ledger
 from gateway.limits.suitability import examined
-from gateway.limits.sweeper import keep_swept
+from gateway.limits.sweeper import keep_landed, keep_swept
 from gateway.parts import Parts
 from gateway.pipeline.clock import wall_us
 from gateway.rebuilding import restore
@@ -235,8 +234,7 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
             snapshot = parse(data, file).snapshot
 
     def cost_of(row: LedgerRow) -> int:
-        route = overlaid(snapshot, (), prices).models.get(row.model)
-        return cost_bound_nusd(Usage(row.input_tokens, row.output_tokens), route, row.admitted_us)
+        return cost_of_row(row, overlaid(snapshot, (), prices).models.get(row.model))
 
     def priced(found: tuple[PriceRecord, ...]) -> None:
         nonlocal prices
@@ -253,14 +251,16 @@ def _ledger(configuration: Configuration, log: DirectSink, child: Child) -> int:
         kept = [kept_audit(days.retain_audit_days)]
         async with asyncio.TaskGroup() as group:
             client = Redis.from_url(redis_url, socket_timeout=5.0, socket_connect_timeout=2.0)
-            sweeping = group.create_task(keep_swept(client, name=f"sweeper-{child.boot}", cost_of=cost_of))
+            name = f"sweeper-{child.boot}"
+            sweeping = group.create_task(keep_swept(client, name=name, cost_of=cost_of))
+            landing = group.create_task(keep_landed(client, configuration.run_dir, name=name, cost_of=cost_of))
             pricing = group.create_task(follow_prices(configuration.ledger_url, priced))
             telling = group.create_task(tell_declared(configuration.ledger_url, lambda: snapshot))
             cleaning = group.create_task(keep_retention(configuration.ledger_url, kept, wall_us))
             try:
                 await run_ledger(redis_url, configuration.ledger_url, days.retain_days, line.draining, restore=restoring)
             finally:
-                for task in (sweeping, pricing, telling, cleaning):
+                for task in (sweeping, landing, pricing, telling, cleaning):
                     task.cancel()
         await client.aclose()
 

@@ -7,16 +7,15 @@ import random
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import make_url
 
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend
 from backends.core.errors import GatewayError
 from gateway import figures
+from gateway.accounting import Accounting
 from gateway.admin.caller import AdminParts
 from gateway.admin.surface import admin_routers
 from gateway.auth.authenticate import Authenticator
@@ -38,16 +37,12 @@ from gateway.edge.renewal import Renewing
 from gateway.edge.web import VERSION, WebParts, web_app
 from gateway.gate.client import GateClient
 from gateway.gate.local import LocalGate
-from gateway.ledger.embedded import EmbeddedLedger
 from gateway.ledger.queries import keep_retention, kept_rows
 from gateway.ledger.rows import connect
-from gateway.limits.embedded_store import EmbeddedStore
-from gateway.limits.periods import LONGEST_PERIOD_US
+from gateway.limits.flights import NoRecord
 from gateway.limits.plans import Plans
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.signals import labels
-from gateway.limits.spool import Spool, adopt
-from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
 from gateway.pipeline.counting import Counter, load_counters, load_tokenizer
 from gateway.pipeline.exchange import Exchange
@@ -88,7 +83,6 @@ class Parts:
         self._index = index
         self._not_ready = {f"engine {name}": "loading" for name in boot.configuration.snapshot.engines}
         self._cut = False
-        self._ledger: EmbeddedLedger | None = None
         dice = random.Random(secrets.randbits(256))  # noqa: S311  # ids must be unique, not secret; seeded after the fork
         self._tracing = tracing_of(boot, f"{boot.gateway}-{index}", dice)
         self._backends = Backends(boot, f"worker-{index}", board, outgoing if self._tracing is not None else None)
@@ -114,7 +108,8 @@ class Parts:
         def mint_id(now_us: int) -> str:
             return uuid7(now_us // 1000, dice.getrandbits(80))
 
-        self.limits = self._store()
+        self._accounting = Accounting(boot, index, incarnation, sink)
+        self.limits = self._accounting.limits
         self._ended = Deferred(self._observe)
         self.metrics.before_dump(self._ended.flush)
         self.settler = Settler(self.limits, self._ended.add)
@@ -129,6 +124,7 @@ class Parts:
             mint_id=mint_id if self._tracing is None else self._tracing.minted(mint_id),
             plans=Plans(boot.configuration.static.redis.on_outage),
             signal=self._signal,
+            flights=self._accounting.flights or NoRecord(),
         )
         web = web_app(self._web())
 
@@ -146,14 +142,9 @@ class Parts:
     async def start(self) -> None:
         """Open what needs a running loop. Call `aclose` in the same task."""
         await self.auth.refresh()  # no request may be priced or limited by the file alone
-        if isinstance(self.limits, RedisStore):
-            await self.limits.start()
-        elif self._ledger is not None:
-            now_us = wall_us()
-            self._ledger.start(now_us)
-            self._embedded.restore(self._ledger.recent(now_us - LONGEST_PERIOD_US))
+        await self._accounting.start(self.auth.snapshot)
         figures.read_process(self.metrics, VERSION)
-        figures.read_limits(self.metrics, self.limits, self._ledger)
+        figures.read_limits(self.metrics, self.limits, self._accounting.ledger)
         figures.read_places(self.metrics, self._places)
         figures.read_engines(self.metrics, lambda: self.board.states)
         self.metrics.read(families.OPEN_STREAMS, lambda: len(self.open_requests))
@@ -173,7 +164,7 @@ class Parts:
             work.append(self._looking().run)
         if self.certificate is not None:
             work.append(self.certificate.watch)
-        if self._ledger is not None:
+        if self._accounting.ledger is not None:
             days = self.boot.configuration.static.ledger
             kept = (kept_rows(days.retain_days), kept_audit(days.retain_audit_days))
             work.append(lambda: keep_retention(self.boot.configuration.ledger_url, kept, wall_us))
@@ -188,9 +179,7 @@ class Parts:
         """Flush and close everything; no request is open any more."""
         self.settler.flush()
         self._ended.flush()
-        await self.limits.aclose()
-        if self._ledger is not None:
-            self._ledger.close()
+        await self._accounting.aclose()
         await self._backends.aclose([place.backend for place in (*self._view.catalog.places.values(), *self._retired.places)])
         await self._keys.aclose()
         if self._tracing is not None:
@@ -233,7 +222,7 @@ class Parts:
             reasons["limits"] = "settlements cannot be kept"
         if isinstance(self.limits, RedisStore) and self.limits.rebuilding:
             reasons["quotas"] = "being rebuilt from the ledger"
-        if self._ledger is not None and not self._ledger.ready:
+        if self._accounting.ledger is not None and not self._accounting.ledger.ready:
             reasons["ledger"] = "requests cannot be recorded"
         return reasons
 
@@ -269,20 +258,6 @@ class Parts:
         ask = self._backends.prompt_tokens
         return View(snapshot, catalog, server.max_body_mb << 20, server.queue_wait_s, self._counters, ask)
 
-    def _store(self) -> LimitStore:
-        configuration = self.boot.configuration
-        if configuration.redis_url is not None:
-            return RedisStore(
-                configuration.redis_url,
-                wall_us,
-                worker=f"{self.boot.gateway}-{self._index}",
-                timeout_ms=configuration.static.redis.timeout_ms,
-                spool=self._spool(),
-                rebuilt=True,
-            )
-        self._ledger = EmbeddedLedger(Path(make_url(configuration.ledger_url).database or ""))
-        return EmbeddedStore(wall_us, self._ledger)
-
     def _web(self) -> WebParts:
         admin = AdminParts(
             auth=self.auth,
@@ -309,16 +284,6 @@ class Parts:
             routers=admin_routers(admin, self._reports, self.board),
         )
 
-    def _spool(self) -> Spool:
-        """This worker's file. The first worker adopts those of a former start with more workers."""
-        folder = self.boot.configuration.state_dir
-        own = Spool(folder / f"settlements-{self._index}.spool")
-        if self._index == 0:
-            names = {f"settlements-{index}.spool" for index in range(self.boot.configuration.static.server.workers)}
-            if count := adopt(own, folder, "settlements-*.spool", lambda path: path.name in names):
-                self.sink.event("settlements_adopted", count=count)
-        return own
-
     def _build(self, deployment: Deployment) -> tuple[Backend, Capabilities]:
         build = self._backends.build
         return (build if self._tracing is None else self._tracing.built(build))(deployment)
@@ -342,11 +307,6 @@ class Parts:
         engines = {name: self._backends.engine(name) for name in self._view.snapshot.engines}
         stream = self.limits.stream if isinstance(self.limits, RedisStore) else None
         return figures.Looking(self.metrics, engines, stream, self.limits.now_us)
-
-    @property
-    def _embedded(self) -> EmbeddedStore:
-        assert isinstance(self.limits, EmbeddedStore)
-        return self.limits
 
     async def _all_metrics(self) -> bytes:
         """The sum of all workers, as the metrics port shows it."""

@@ -3,8 +3,8 @@
 Model names: `words-N[-dMS][-tMS]` answers N words, MS between them, MS before the first byte; suffixes
 `-cut` (closes in the middle), `-error` (an in-stream error in the middle), `-mute` (never answers),
 `-status-CODE` (answers that status), `-nousage` (no usage), `-kN` (each word is N KiB long),
-`-pN` (its prompt has N tokens, else 7), `-deaf` (goes on when its client has closed the sending side), `-tools` (calls the
-tool `add`), `-echo-400` (a 400 that repeats the prompt).
+`-hN` (says no more after N words), `-pN` (its prompt has N tokens, else 7), `-deaf` (goes on when its client has closed
+the sending side), `-tools` (calls the tool `add`), `-echo-400` (a 400 that repeats the prompt).
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ async def _answer(writer: asyncio.StreamWriter, seen: Seen) -> None:
             writer.write(_frame(b'data: {"error":{"message":"scripted","type":"server_error","code":null,"param":null}}\n\n'))
             writer.write(b"0\r\n\r\n")
             return
+        if n and n == _number(model, "h") * 1000:
+            await asyncio.sleep(3600)
         writer.write(_frame(_chunk(model, delta={"content": f"w{n} {padding}"}, finish_reason=None)))
         seen.written += 1
         if padding:

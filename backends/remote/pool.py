@@ -19,7 +19,7 @@ from backends.remote.origin import Credential, Origin, RequestHeads, tls_context
 from backends.remote.transport import Response, Sending, Timeouts
 
 #: Servers that do not heed the end of a connection's other side are left so many seconds after it.
-PART_S = 0.1
+PART_S = 0.25
 #: Idle connections kept at most; what comes back beyond it is closed.
 MAX_IDLE = 256
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backends.core.usage import Usage
 from gateway.domain.route import Deployment, Price, Route
+from gateway.domain.settlement import LedgerRow
 
 PICO_PER_NANO = 1000
 #: 1 USD per million tokens, in pico-USD per token.
@@ -25,6 +26,16 @@ def price_at(route: Route, deployment: Deployment, admitted_us: int) -> Price:
             break
         price = later
     return price
+
+
+def cost_of_row(row: LedgerRow, route: Route | None) -> int:
+    """What a row's tokens cost, in nano-USD, by the price of its deployment, or at most, where that is not known."""
+    usage = Usage(row.input_tokens, row.output_tokens, row.cached_input_tokens, row.reasoning_tokens)
+    tiers = route.tiers if route is not None else ()
+    found = next((one for tier in tiers for one in tier if one.id == row.deployment), None)
+    if route is None or found is None:
+        return cost_bound_nusd(usage, route, row.admitted_us)
+    return cost_nusd(usage, price_at(route, found, row.admitted_us))
 
 
 def cost_bound_nusd(usage: Usage, route: Route | None, admitted_us: int) -> int:

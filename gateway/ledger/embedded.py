@@ -17,7 +17,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +40,13 @@ _FINAL = (
     + " WHERE ledger.state = 'open' OR (ledger.outcome = 'abandoned' AND excluded.outcome <> 'abandoned')"
 )
 _ABANDON = "UPDATE ledger SET state = 'final', outcome = 'abandoned', settled_us = ? WHERE state = 'open'"
+_OPEN_ROWS = f"SELECT {_COLUMNS} FROM ledger WHERE state = 'open' AND charges IS NOT NULL"  # noqa: S608
+_JUDGED = (
+    "UPDATE ledger SET " + ", ".join(f'"{name}" = ?' for name in (*ROW_FIELDS[1:], "charges")) + " WHERE id = ?"  # noqa: S608
+)
+_STREAMED = ROW_FIELDS.index("streamed")
+#: What becomes of an open row and its charges.
+Judge = Callable[[LedgerRow, bytes], tuple[LedgerRow, bytes]]
 _RECENT = (
     "SELECT admitted_us, state = 'final' AND outcome <> 'abandoned', charges FROM ledger"
     " WHERE admitted_us >= ? AND charges IS NOT NULL ORDER BY admitted_us"
@@ -102,8 +109,12 @@ class EmbeddedLedger:
         """Whether requests can be recorded now."""
         return self._thread is not None and not self._failing and self._given - self._taken < self._max_waiting
 
-    def start(self, now_us: int) -> int:
+    def start(self, now_us: int, judge: Judge | None = None) -> int:
         """Take the file, mark what a former process left open as abandoned, start the writer. Blocks for moments.
+
+        Args:
+            now_us: µs UTC, when they are settled.
+            judge: the row and the charges of each of them as they are to be, given both as they were opened.
 
         Returns:
             How many rows were abandoned.
@@ -116,6 +127,8 @@ class EmbeddedLedger:
         database: sqlite3.Connection | None = None
         try:
             database = self._connect()
+            if judge is not None:
+                self._judge_open(database, judge)
             abandoned = database.execute(_ABANDON, (now_us,)).rowcount
         except BaseException:
             if database is not None:
@@ -127,6 +140,16 @@ class EmbeddedLedger:
         self._thread = threading.Thread(target=self._run, args=(database,), name="ledger", daemon=True)
         self._thread.start()
         return abandoned
+
+    def _judge_open(self, database: sqlite3.Connection, judge: Judge) -> None:
+        """Open rows stay open, with the amounts that they came to."""
+        database.execute("BEGIN IMMEDIATE")
+        for values in database.execute(_OPEN_ROWS).fetchall():
+            given = LedgerRow(**{**dict(zip(ROW_FIELDS, values, strict=False)), "streamed": bool(values[_STREAMED])})
+            row, charges = judge(given, values[-1])
+            if row is not given:
+                database.execute(_JUDGED, (*msgspec.structs.astuple(row)[1:], charges, row.id))
+        database.execute("COMMIT")
 
     async def open(self, row: LedgerRow, charges: bytes) -> None:
         """Store the row of an admitted request; returns after the commit.

@@ -24,6 +24,10 @@ Args = tuple[bytes | str | int, ...]
 
 LIVE = PREFIX + "live"
 SWEEPER = PREFIX + "sweeper"
+#: In place of a reservation: voided, or charged without one (settle.lua).
+GONE = b"-"
+#: `again` of a settlement: 1 an earlier try may have arrived; this, for the sweep script: nobody will renew the lease.
+HOLDER_DEAD = 2
 _CODE: dict[Kind, int] = {"rate": 1, "quota": 2, "lease": 3}
 _LONGEST_NAME = 160
 _PROGRESS = 16
@@ -140,8 +144,8 @@ def admit_args(script: Script, id: str, asked: Asked, lease_ms: int, deadline_us
     return ("EVALSHA", script.sha, 3 + len(asked.keys), f"{PREFIX}r:{id}", LIVE, META, *asked.keys, id, numbers, blob)
 
 
-def settle_args(script: Script, closing: Closing, *, again: bool) -> Args:
-    """EVALSHA of a settlement, or with the sweep script of an expired reservation."""
+def settle_args(script: Script, closing: Closing, *, again: int) -> Args:
+    """EVALSHA of a settlement, or with the sweep script of a reservation whose lease is over or whose holder is (`again`)."""
     numbers: list[int] = [closing.epoch, closing.admitted_us, again]
     keys = []
     for rule, actual in zip(closing.rules, closing.actual, strict=True):

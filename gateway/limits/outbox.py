@@ -14,13 +14,15 @@ StoredCharges = tuple[int, bool, bytes]
 
 
 class Charge(msgspec.Struct, frozen=True, array_like=True):
-    """One rule's amount of one request, stored as `[name, kind, window_ms, limit, amount]`."""
+    """One rule's amount of one request, stored as `[name, kind, window_ms, limit, amount, unit]`."""
 
     name: str
     kind: Kind
     window_ms: int
     limit: int
     amount: int
+    unit: str = ""
+    """"" in what a former version stored."""
 
 
 class Outbox(Protocol):
@@ -42,13 +44,18 @@ _decoder = msgspec.msgpack.Decoder(list[Charge])
 
 def pack_charges(rules: Sequence[Rule], amounts: Sequence[int]) -> bytes:
     """The charges of one request as msgpack. Leases are not stored: they end with the process that held them."""
-    return _encoder.encode(
+    return pack_amounts(
         [
-            Charge(rule.name, rule.kind, rule.window_ms, rule.limit, amount)
+            Charge(rule.name, rule.kind, rule.window_ms, rule.limit, amount, rule.unit)
             for rule, amount in zip(rules, amounts, strict=True)
             if rule.kind != "lease"
         ]
     )
+
+
+def pack_amounts(charges: Sequence[Charge]) -> bytes:
+    """Charges as msgpack."""
+    return _encoder.encode(charges)
 
 
 def unpack_charges(data: bytes) -> list[Charge]:

@@ -1,4 +1,5 @@
-"""Settle what a vanished worker left behind: reservations whose lease ran out, to the last progress known.
+"""Settle what a vanished worker left behind: at once what its flight record tells; when the lease ran out, the rest, to the
+last progress that Redis was told.
 
 Any number of processes may run it; a lock in Redis spares them doing the same work, and the script itself settles a
 reservation once, and only while nobody has renewed it.
@@ -9,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
-from gateway.domain.settlement import LedgerRow, Rule
 from gateway.domain.usage_stream import pack_row
+from gateway.limits.abandoned import Abandoned, CostOf, by_flight, by_progress
 from gateway.limits.commands import (
+    GONE,
+    HOLDER_DEAD,
     LIVE,
     SWEEPER,
     Args,
@@ -29,43 +33,20 @@ from gateway.limits.commands import (
     reservation_key,
     settle_args,
 )
+from gateway.limits.flights import Flown, left_behind
 from gateway.limits.scripts import Scripts, compose
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 128
 #: The lock is left to expire: at most one pass in this time, whoever makes it.
 _LOCK_MS = 1_000
+#: The row and the amounts of a reservation: its opening, its instant, its output tokens so far.
+Judge = Callable[[Opening, int, int], Abandoned]
 _decode_opening = msgspec.msgpack.Decoder(Opening).decode
 _scripts: Scripts = compose()
 
 
-def abandoned(
-    rules: tuple[Rule, ...], opening: LedgerRow, admitted_us: int, output_tokens: int, cost_of: Callable[[LedgerRow], int]
-) -> tuple[LedgerRow, tuple[int, ...]]:
-    """The row and the amounts of a request whose worker vanished after `output_tokens`. Pure.
-
-    Tokens are the opening row's input estimate plus the progress; money is `cost_of` that row. Neither is above what
-    was reserved.
-
-    Returns:
-        The row, `abandoned` and `estimated`, and one amount per rule.
-    """
-    row = msgspec.structs.replace(
-        opening, admitted_us=admitted_us, outcome="abandoned", output_tokens=output_tokens, usage_source="estimated"
-    )
-    row = msgspec.structs.replace(row, cost_nusd=cost_of(row))
-    amounts = {
-        "requests": 1,
-        "input_tokens": row.input_tokens,
-        "output_tokens": output_tokens,
-        "tokens": row.input_tokens + output_tokens,
-        "nusd": row.cost_nusd,
-        "slots": 0,
-    }
-    return row, tuple([min(rule.cost, amounts[rule.unit]) for rule in rules])
-
-
-async def sweep(client: Redis, *, name: str, cost_of: Callable[[LedgerRow], int]) -> int:
+async def sweep(client: Redis, *, name: str, cost_of: CostOf) -> int:
     """One pass over the expired reservations.
 
     Args:
@@ -86,13 +67,13 @@ async def sweep(client: Redis, *, name: str, cost_of: Callable[[LedgerRow], int]
     now_us = int(seconds) * 1_000_000 + int(micros)
     settled = 0
     for id in await ask.zrevrangebyscore(LIVE, "+inf", -now_us, start=0, num=_AT_ONCE):
-        settled += await _settle(ask, id.decode(), name, now_us, cost_of)
+        settled += await _settle(ask, id.decode(), name, now_us, _expired(cost_of))
     if settled:
         log.warning("reservations_abandoned", extra={"count": settled})
     return settled
 
 
-async def keep_swept(client: Redis, *, name: str, cost_of: Callable[[LedgerRow], int], every_s: float = 2.0) -> None:
+async def keep_swept(client: Redis, *, name: str, cost_of: CostOf, every_s: float = 2.0) -> None:
     """Sweep until cancelled; an outage of Redis only delays it."""
     while True:
         try:
@@ -102,7 +83,58 @@ async def keep_swept(client: Redis, *, name: str, cost_of: Callable[[LedgerRow],
         await asyncio.sleep(every_s)
 
 
-async def _settle(ask: Any, id: str, name: str, now_us: int, cost_of: Callable[[LedgerRow], int]) -> bool:
+async def land(client: Redis, flown: Sequence[Flown], *, name: str, cost_of: CostOf) -> int:
+    """Settle the requests of workers that are gone, whatever is left of their leases.
+
+    Args:
+        client, name, cost_of: as for `sweep`.
+        flown: what the workers' flight records tell; of requests that were settled already, too.
+
+    Returns:
+        How many were settled as abandoned.
+
+    Raises:
+        redis.RedisError: Redis does not answer; what was done stays done, and it may be called again.
+    """
+    ask: Any = client
+    settled = 0
+    for start in range(0, len(flown), _AT_ONCE):
+        batch = flown[start : start + _AT_ONCE]
+        sizes = ask.pipeline(transaction=False)
+        for one in batch:
+            sizes.strlen(reservation_key(one.id))
+        open_ones = [one for one, size in zip(batch, await sizes.execute(), strict=True) if size > len(GONE)]
+        if open_ones:
+            seconds, micros = await ask.time()
+            now_us = int(seconds) * 1_000_000 + int(micros)
+            for one in open_ones:
+                settled += await _settle(ask, one.id, name, now_us, _landed(one, cost_of), dead=True)
+    if settled:
+        log.warning("reservations_landed", extra={"count": settled})
+    return settled
+
+
+async def keep_landed(client: Redis, folder: Path, *, name: str, cost_of: CostOf, every_s: float = 0.25) -> None:
+    """Look for the flight records of workers that are gone, until cancelled; an outage of Redis only delays it."""
+    while True:
+        try:
+            with left_behind(folder) as flown:
+                if flown:
+                    await land(client, flown, name=name, cost_of=cost_of)
+        except (RedisError, OSError) as error:
+            log.warning("landing_failed", extra={"reason": type(error).__name__})
+        await asyncio.sleep(every_s)
+
+
+def _expired(cost_of: CostOf) -> Judge:
+    return lambda opening, admitted_us, output: by_progress(opening.rules, opening.row, admitted_us, output, cost_of)
+
+
+def _landed(flown: Flown, cost_of: CostOf) -> Judge:
+    return lambda opening, admitted_us, _: by_flight(opening.rules, opening.row, admitted_us, flown, cost_of)
+
+
+async def _settle(ask: Any, id: str, name: str, now_us: int, judge: Judge, *, dead: bool = False) -> bool:
     record = await ask.get(reservation_key(id))
     try:
         output_tokens, admitted_us, blob = parse_record(bytes(record or b""))
@@ -113,10 +145,10 @@ async def _settle(ask: Any, id: str, name: str, now_us: int, cost_of: Callable[[
             log.error("reservation_unreadable", extra={"request_id": id})
         await ask.zrem(LIVE, id)
         return False
-    row, amounts = abandoned(opening.rules, opening.row, admitted_us, output_tokens, cost_of)
+    row, amounts = judge(opening, admitted_us, output_tokens)
     row = msgspec.structs.replace(row, settled_us=now_us, duration_us=max(0, now_us - admitted_us))
     closing = Closing(id, 0, admitted_us, opening.rules, amounts, pack_row(row), name, 0)
-    args: Args = settle_args(_scripts.sweep, closing, again=True)
+    args: Args = settle_args(_scripts.sweep, closing, again=HOLDER_DEAD if dead else 1)
     try:
         reply = await ask.execute_command(*args)
     except NoScriptError:

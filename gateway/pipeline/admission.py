@@ -101,6 +101,10 @@ async def _reserve(house: House, call: Call, tally: Tally, plan: LimitPlan, dema
             tally.admitting = True  # a cancellation from here on voids the admission
             try:
                 tally.reservation = await house.limits.admit(tally.id, rules, opening, house.lease_ms)
+                cap = demand.output_cap * demand.choices
+                tally.flight = house.flights.began(
+                    tally.id, tally.input_counted, call.text_bytes, call.token_count, call.items, cap
+                )
             except PeriodOver:
                 tally.admitting = False
                 continue

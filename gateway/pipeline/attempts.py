@@ -103,6 +103,7 @@ class Attempts:
         tally = self._tally
         record = AttemptRecord(place.deployment, monotonic_us())
         tally.attempts.append(record)
+        tally.flight.tries(len(tally.attempts), place.deployment.id.encode())
         place.busy += 1
         self._place = place
         failure: GatewayError

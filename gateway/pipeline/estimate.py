@@ -14,6 +14,7 @@ from backends.core.request import GenerationRequest, Job, Sampling
 from backends.core.usage import Usage
 from gateway.domain.principal import LimitSpec
 from gateway.domain.route import Route
+from gateway.limits.abandoned import estimated_input, estimated_output
 from gateway.limits.rules import LEAST_OUTPUT_TOKENS, Demand, largest_output
 from gateway.pipeline.counting import PER_IMAGE
 from gateway.protocols.contract import Call
@@ -83,15 +84,12 @@ def generated(call: Call, deltas: int, delta_bytes: int, prompt: int = 0) -> Usa
     Bytes alone never estimate more output than the cap that the backend was told. `prompt`: its tokens where they were
     counted, 0 = they were not.
     """
-    if not prompt:
-        prompt = max(-(-call.text_bytes // 4), 1) + call.token_count + _TOKENS_PER_MESSAGE // 2 * call.items
+    prompt = prompt or estimated_input(call.text_bytes, call.token_count, call.items)
     job = call.job
     if not isinstance(job, GenerationRequest):
         return Usage(prompt, 0, source="estimated")
-    output = -(-delta_bytes // 4)
-    if job.sampling.max_tokens is not None:
-        output = min(output, job.sampling.max_tokens * job.choices)
-    return Usage(prompt, max(deltas, output), source="estimated")
+    output = estimated_output(deltas, delta_bytes, (job.sampling.max_tokens or 0) * job.choices)
+    return Usage(prompt, output, source="estimated")
 
 
 _NOTHING = Sampling()

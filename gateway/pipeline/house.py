@@ -14,6 +14,7 @@ from gateway.domain.principal import Principal
 from gateway.domain.route import Route
 from gateway.domain.settlement import RuleState
 from gateway.gate.protocol import Gate
+from gateway.limits.flights import NoRecord, Records
 from gateway.limits.plans import Plans
 from gateway.limits.store import LimitStore
 from gateway.pipeline.counting import Counter
@@ -57,6 +58,7 @@ class House:
     mint_id: Callable[[int], str]
     """A fresh request id (UUIDv7) for a request that began at this µs UTC."""
 
+    flights: Records = field(default_factory=NoRecord)
     plans: Plans = field(default_factory=Plans)
     lease_ms: int = 15_000
     signal: Callable[[Sequence[RuleState], Sequence[RuleState]], None] = lambda _near, _shadowed: None

@@ -17,6 +17,8 @@ KEEPALIVE_US = 15_000_000
 #: The same for one whose model is being loaded; and from its beginning to the first of them.
 LOADING_US = 1_000_000
 LOADING_FIRST_US = 500_000
+#: What a loop that was late is given to read its sockets, before what comes in them is given up.
+LAST_LOOK_S = 0.005
 
 
 class Entry:
@@ -52,8 +54,12 @@ class Entry:
             patience_s = self.tally.leaving.leave()
             if not patience_s:
                 return False
-            self._timer = self._task.get_loop().call_later(patience_s, self._task.cancel)
+            self._timer = self._task.get_loop().call_later(patience_s, self._last_look)
         return True
+
+    def _last_look(self) -> None:
+        """A loop that is late runs its timers first: what lies in its sockets is read once more."""
+        self._timer = self._task.get_loop().call_later(LAST_LOOK_S, self._task.cancel)
 
     def interrupt(self, reason: GatewayError) -> None:
         """End the request with this error, wherever it waits. A second call changes nothing."""

@@ -77,6 +77,7 @@ class Settler:
 
     def _end(self, tally: Tally) -> None:
         self._hand_over(tally)
+        tally.flight.ended()
         self._observe(tally)
 
     def _hand_over(self, tally: Tally) -> asyncio.Future[bool] | None:

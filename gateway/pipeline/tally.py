@@ -14,6 +14,7 @@ from backends.core.usage import Usage
 from gateway.domain.principal import Principal
 from gateway.domain.route import Deployment, Route
 from gateway.domain.settlement import LedgerRow, Outcome, Reservation
+from gateway.limits.flights import Flight, nowhere
 from gateway.pipeline.counting import Counter
 from gateway.protocols.contract import Call
 
@@ -39,6 +40,10 @@ class AttemptRecord:
         self.ended_us = began_us
         self.begun = False
         self.error: GatewayError | None = None
+
+
+#: For requests that were not admitted yet.
+_UNRECORDED = nowhere()
 
 
 class Tally(msgspec.Struct, eq=False):
@@ -83,6 +88,8 @@ class Tally(msgspec.Struct, eq=False):
     error: GatewayError | None = None
     settled: bool = False
     leaving: Leaving = msgspec.field(default_factory=Leaving)
+    flight: Flight = _UNRECORDED
+    """Where the counts so far stand for who finds them when this worker is gone."""
 
     @property
     def deployment(self) -> Deployment | None:
@@ -107,6 +114,7 @@ class Tally(msgspec.Struct, eq=False):
                 self.finished_choices += 1
             elif kind is Usage:
                 self.usage = event  # type: ignore[assignment]
+                self.flight.reports(event)  # type: ignore[arg-type]
             elif kind is ToolCallDelta:
                 fresh += 1
                 self.delta_bytes += len(event.arguments)  # type: ignore[union-attr]
@@ -128,6 +136,7 @@ class Tally(msgspec.Struct, eq=False):
             self.itl_buckets[bisect_left(ITL_BOUNDS_US, gap)] += 1
         self.last_event_us = now_us
         self.deltas += fresh
+        self.flight.told(self.deltas, self.delta_bytes)
         return failure
 
     def fail(self, error: GatewayError, outcome: Outcome) -> None:

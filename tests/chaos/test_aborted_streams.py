@@ -16,18 +16,20 @@ import psutil
 import pytest
 import redis
 
+from backends.remote.pool import PART_S
 from gateway.domain.usage_stream import STREAM
 from gateway.limits.commands import LIVE, counter_key
 from tests.gateway_process import GatewayProcess, declared_key
 from tests.raw_client import RawClient
 from tests.servers import RedisServer
-from tests.upstream import Upstream, in_thread, upstream_server
+from tests.upstream import Seen, Upstream, in_thread, upstream_server
 
 pytestmark = pytest.mark.redis
 ABORTER, FIFTY = "sk-aborted-aborter-0123456789abcdef", "sk-aborted-fifty-0123456789abcdef"
 STREAMS, AT_ONCE, OPEN = 1000, 100, 50
 #: Fewer than a hundred words: a word is then one delta of at most four bytes, and so one token by the estimate.
-SHORT, LONG = "words-20-d40", "words-90-d200"
+SHORT, LONG, HELD = "words-20-d40", "words-90-d50", "words-90-d20-h12"
+LEASE_S = 15
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
             "redis": {"url": store.url, "timeout_ms": 2000},
             "auth": {"pepper": "env:SY_PEPPER"},
             "deployments": {
-                m: {"dialect": "openai_compatible", "base_url": upstream.url, "model": m} for m in (SHORT, LONG)
+                m: {"dialect": "openai_compatible", "base_url": upstream.url, "model": m, "price": {"input": 1, "output": 3}}
+                for m in (SHORT, LONG, HELD)
             },
-            "models": {m: {"tiers": [[m]], "context": 4096} for m in (SHORT, LONG)},
+            "models": {m: {"tiers": [[m]], "context": 4096} for m in (SHORT, LONG, HELD)},
             "keys": {
                 "declared": [
                     declared_key("aborter", ABORTER, limits=limits),
@@ -91,8 +94,8 @@ def rows(gateway: GatewayProcess, key: str) -> list[sqlite3.Row]:
         return db.execute("SELECT * FROM ledger WHERE key_id = ?", (key,)).fetchall()
 
 
-def chat(model: str) -> dict[str, object]:
-    return {"model": model, "stream": True, "max_tokens": 200, "messages": [{"role": "user", "content": "hi"}]}
+def chat(model: str, says: str = "hi") -> dict[str, object]:
+    return {"model": model, "stream": True, "max_tokens": 200, "messages": [{"role": "user", "content": says}]}
 
 
 async def test_a_thousand_streams_aborted_at_random_moments(gateway: GatewayProcess) -> None:
@@ -100,14 +103,17 @@ async def test_a_thousand_streams_aborted_at_random_moments(gateway: GatewayProc
     upstream: Upstream = gateway.upstream
     heard: list[int] = []
     left: Counter[str] = Counter()
+    left_at: dict[str, float] = {}
 
     async def one() -> None:
-        client = await (await RawClient.connect(gateway.port)).ask(ABORTER, chat(SHORT))
+        name = str(len(left_at))
+        left_at[name] = 0.0
+        client = await (await RawClient.connect(gateway.port)).ask(ABORTER, chat(SHORT, name))
         with contextlib.suppress(TimeoutError):
             await client.rest(dice.random() * 1.2)
         manner = dice.choice(("close", "half_close", "reset"))
         left[manner] += 1
-        client.leave(manner)
+        left_at[name] = client.leave(manner)
         heard.append(len(re.findall(rb'"w\d+ ', client.got)))
 
     for _ in range(STREAMS // AT_ONCE):
@@ -122,43 +128,88 @@ async def test_a_thousand_streams_aborted_at_random_moments(gateway: GatewayProc
     assert len(found) == (await asyncio.to_thread(held.used))[0], "one row for each request that was let in"
     assert (await asyncio.to_thread(held.used))[1] == billed
     cut = sum(not one.completed for one in seen)
+    # What the upstream writes until it knows is billed too, but it is not waited for longer than PART_S: on a machine as busy
+    # as that, this many words were written for nobody.
+    late = [one.written for one in seen if one.closed is not None and one.closed - left_at[_name(one)] > PART_S * 0.8]
     amounts = Counter(one.written for one in seen), Counter(row["output_tokens"] for row in found)
-    assert sum(heard) <= billed == produced, (sum(heard), billed, produced, amounts[0] - amounts[1], amounts[1] - amounts[0])
+    told = (sum(heard), billed, produced, len(late), amounts[0] - amounts[1], amounts[1] - amounts[0])
+    assert sum(heard) <= billed <= produced <= billed + sum(late), told
+    assert len(late) < cut / 4, told
     assert len(found) >= len(seen) >= STREAMS / 2 and cut > STREAMS / 4, "most of them were under way"
     whole = sorted(row["output_tokens"] for row in found if row["outcome"] == "ok")
     assert set(whole) <= {20}
-    print(f"{len(found)} rows, {cut} cut upstream, {left}; words heard {sum(heard)}, billed {billed}, produced {produced}")
+    print(f"{len(found)} rows, {cut} cut upstream, {left}")
+    print(f"words heard {sum(heard)}, billed {billed}, produced {produced}, late {len(late)}")
+
+
+def _name(one: Seen) -> str:
+    """The client whose request it was."""
+    messages = one.body["messages"]
+    assert isinstance(messages, list)
+    return str(messages[0]["content"])
 
 
 async def test_a_worker_killed_with_fifty_streams_open(gateway: GatewayProcess) -> None:
-    clients = [await (await RawClient.connect(gateway.port)).ask(FIFTY, chat(LONG)) for _ in range(OPEN)]
+    """Nothing is under way at the kill: what the worker had read is billed to the last word, and its slots are free at once,
+    not when their leases end."""
+    clients = await _fifty(gateway, HELD)
     for client in clients:
-        await client.until(b'"w0 ', 20)
-    await asyncio.sleep(5.5)  # leases are renewed every 5 s, with the progress so far
+        await client.until(b'"w11 ', 20)
+    lost = await _killed(gateway, clients)
     held = Held(gateway, "fifty")
-    assert (await asyncio.to_thread(held.leases))[1] == OPEN
+    for client in clients:
+        client.leave()
+    await held.nothing(LEASE_S * 0.7)
+    found = rows(gateway, "fifty")
+    assert Counter(row["outcome"] for row in found) == Counter({"cancelled": OPEN - len(lost), "abandoned": len(lost)})
+    assert len({row["id"] for row in found}) == OPEN
+    seen = gateway.upstream.of(HELD)
+    assert [one.written for one in seen] == [row["output_tokens"] for row in found] == [12] * OPEN
+    abandoned = [row for row in found if row["outcome"] == "abandoned"]
+    settled = [row for row in found if row["outcome"] == "cancelled"]
+    for field in ("input_tokens", "cost_nusd", "deployment", "attempts", "usage_source"):
+        assert {row[field] for row in abandoned} == {row[field] for row in settled}, field
+    assert settled[0]["cost_nusd"] > 0 and settled[0]["deployment"] == HELD
+    assert (await asyncio.to_thread(held.used)) == (OPEN, 12 * OPEN)
+
+
+async def test_a_worker_killed_while_words_flow(gateway: GatewayProcess) -> None:
+    before = {row["id"] for row in rows(gateway, "fifty")}
+    clients = await _fifty(gateway, LONG)
+    for client in clients:
+        await client.until(b'"w9 ', 20)
+    lost = await _killed(gateway, clients)
+    ends = await asyncio.gather(*(_end(client) for client in clients))
+    for index, text in enumerate(ends):
+        assert (b"[DONE]" in text) is (index not in lost)
+    heard = [len(re.findall(rb'"w\d+ ', text)) for text in ends]
+    await Held(gateway, "fifty").nothing(LEASE_S * 0.7)
+    found = [row for row in rows(gateway, "fifty") if row["id"] not in before]
+    assert Counter(row["outcome"] for row in found) == Counter({"ok": OPEN - len(lost), "abandoned": len(lost)})
+    produced = sum(one.written for one in gateway.upstream.of(LONG))
+    billed = sum(row["output_tokens"] for row in found)
+    assert {row["output_tokens"] for row in found if row["outcome"] == "ok"} == {90}
+    # a word that was on its way to the worker when it died
+    assert sum(heard) <= billed <= produced <= billed + len(lost), (sum(heard), billed, produced, len(lost))
+    print(f"{len(lost)} of {OPEN} lost; heard {sum(heard)}, billed {billed}, produced {produced}")
+
+
+async def _fifty(gateway: GatewayProcess, model: str) -> list[RawClient]:
+    deadline = time.monotonic() + 20
+    while len(await asyncio.to_thread(_workers, gateway)) < 2:
+        assert time.monotonic() < deadline, "the worker that was killed is not back"
+        await asyncio.sleep(0.1)
+    return [await (await RawClient.connect(gateway.port)).ask(FIFTY, chat(model)) for _ in range(OPEN)]
+
+
+async def _killed(gateway: GatewayProcess, clients: list[RawClient]) -> set[int]:
+    """Kill the worker that serves most of the clients; which they are."""
+    assert (await asyncio.to_thread(Held(gateway, "fifty").leases))[1] == OPEN
     serves = {worker: _serves(worker, clients) for worker in _workers(gateway)}
     victim, lost = max(serves.items(), key=lambda pair: len(pair[1]))
     assert lost and sum(len(one) for one in serves.values()) == OPEN
     victim.kill()
-    ends = await asyncio.gather(*(_end(client) for client in clients))
-    for index, text in enumerate(ends):
-        assert (b"[DONE]" in text) is (index not in lost)
-    await held.nothing(40)
-    found = rows(gateway, "fifty")
-    outcomes = Counter(row["outcome"] for row in found)
-    assert outcomes == Counter({"ok": OPEN - len(lost), "abandoned": len(lost)})
-    assert len({row["id"] for row in found}) == OPEN
-    assert {row["output_tokens"] for row in found if row["outcome"] == "ok"} <= {90}
-    seen = gateway.upstream.of(LONG)
-    produced = sum(one.written for one in seen)
-    billed = sum(row["output_tokens"] for row in found)
-    assert (await asyncio.to_thread(held.used)) == (OPEN, billed)
-    abandoned = [row["output_tokens"] for row in found if row["outcome"] == "abandoned"]
-    assert {row["usage_source"] for row in found if row["outcome"] == "abandoned"} == {"estimated"}
-    assert all(0 < tokens < 90 for tokens in abandoned), "the last progress that was told"
-    assert billed <= produced
-    print(f"{len(lost)} of {OPEN} lost; billed {billed}, produced {produced}, of it {produced - billed} after the last renewal")
+    return lost
 
 
 async def _end(client: RawClient) -> bytes:

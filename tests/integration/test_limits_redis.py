@@ -15,9 +15,11 @@ import redis.asyncio
 from gateway.domain.settlement import Progress, Rule, Settlement
 from gateway.domain.usage_stream import ROW, SEQ, STREAM, WORKER, unpack_row
 from gateway.limits.commands import LIVE, counter_key, reservation_key
+from gateway.limits.flights import Flights, Flown
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.store import LimitExceeded, LimitsUnavailable
 from gateway.limits.suitability import findings
+from gateway.limits.sweeper import keep_landed, land, sweep
 from tests.counters import rate_sum
 from tests.rows import row
 
@@ -197,6 +199,7 @@ async def test_a_look_at_limits_charges_nothing_and_says_what_an_admission_says(
 HAMMER = """
 import asyncio, json, sys, time
 from gateway.domain.settlement import Rule
+from gateway.limits.flights import Flights, Flown
 from gateway.limits.redis_store import RedisStore
 from gateway.limits.store import LimitExceeded
 from tests.rows import row
@@ -275,3 +278,61 @@ async def test_a_password_and_a_database_of_the_url_are_used(make_redis):
         with pytest.raises(LimitsUnavailable) as caught:
             await store.admit("b", RULES, row("b"), LEASE)
         assert "wrong" not in caught.value.message + caught.value.detail
+
+
+async def test_a_dead_workers_flights_are_settled_at_once_and_once(server):
+    """Whoever is first, landing, lease or the worker's own settlement that was still under way: one row, one charge."""
+    quota = Rule("k:tokens:2026-11", "quota", "tokens", 1000, 60_000_000, 30, ends_us=wall_us() + 10**12)
+    rules = (*RULES[:1], quota, RULES[2])
+    client = redis.asyncio.Redis.from_url(server.url)
+
+    def told(id, deltas):
+        return Flown(id, deltas, attempts=1, deployment="d")
+
+    def cost_of(one):
+        return one.output_tokens
+
+    async with make(server) as store:
+        held = await store.admit("a", rules, row("a"), LEASE)
+        await store.admit("b", rules, row("b"), LEASE)
+        await store.renew([Progress("b", ("k:slots",), 2)])
+        assert await store.settle(Settlement(held, (1, 9, 0), row("a", outcome="ok", output_tokens=9)))
+        assert await sweep(client, name="s", cost_of=cost_of) == 0, "its lease is not over"
+        flown = [told("a", 5), told("b", 6), told("never admitted", 7)]
+        assert await land(client, flown, name="s", cost_of=cost_of) == 1
+        assert await land(client, flown, name="s", cost_of=cost_of) == 0
+        assert (server.client.zcard(LIVE), server.client.zcard(counter_key("k:slots"))) == (0, 0)
+        rows = [unpack_row(entry[ROW.encode()]) for _, entry in server.client.xrange(STREAM)]
+        assert [(one.id, one.outcome, one.output_tokens) for one in rows] == [("a", "ok", 9), ("b", "abandoned", 6)]
+        assert int(server.client.get(counter_key(quota.name))) == 9 + 7
+        store.void("b")
+        await asyncio.sleep(0.1)
+        assert int(server.client.get(counter_key(quota.name))) == 9 + 7
+        assert server.client.xlen(STREAM) == 2
+    await client.aclose()
+
+
+async def test_landing_waits_for_redis_and_finds_the_record_again(tmp_path, server):
+    flights = Flights(tmp_path, "gone", slots=2)
+    async with make(server) as store:
+        await store.admit("a", RULES, row("a"), LEASE)
+        flights.began("a", False, 4, 0, 1, 0).told(3, 9)
+        (path,) = tmp_path.glob("*.bin")
+        left = path.read_bytes()
+        flights.close()
+        path.write_bytes(left)
+        server.pause()
+        client = redis.asyncio.Redis.from_url(server.url, socket_timeout=0.2)
+        task = asyncio.ensure_future(keep_landed(client, tmp_path, name="s", cost_of=lambda _: 0, every_s=0.05))
+        await asyncio.sleep(0.5)
+        assert path.exists()
+        server.resume()
+        for _ in range(200):
+            if not path.exists():
+                break
+            await asyncio.sleep(0.02)
+        task.cancel()
+        await client.aclose()
+        assert not path.exists()
+        ((_, entry),) = server.client.xrange(STREAM)
+        assert unpack_row(entry[ROW.encode()]).output_tokens == 3

@@ -1,6 +1,7 @@
 import pytest
 
 from gateway.domain.settlement import Progress, Rule, RuleState
+from gateway.limits.abandoned import by_progress
 from gateway.limits.commands import (
     Closing,
     SettleReply,
@@ -13,7 +14,6 @@ from gateway.limits.commands import (
     settle_args,
 )
 from gateway.limits.scripts import ORACLE_CLOCK, compose
-from gateway.limits.sweeper import abandoned
 from tests.rows import row
 
 SCRIPTS = compose()
@@ -74,8 +74,8 @@ def test_an_abandoned_request_is_estimated_and_never_above_what_was_reserved():
         Rule("u", "rate", "nusd", 9, 60_000, 1000),
         Rule("l", "lease", "slots", 9, 0, 1),
     )
-    written, amounts = abandoned(reserved, row("a", input_tokens=20), 99, 7, lambda r: r.output_tokens * 10)
+    written, amounts = by_progress(reserved, row("a", input_tokens=20), 99, 7, lambda r: r.output_tokens * 10)
     assert amounts == (1, 27, 70, 0)
     assert (written.outcome, written.usage_source, written.admitted_us) == ("abandoned", "estimated", 99)
     assert (written.input_tokens, written.output_tokens, written.cost_nusd) == (20, 7, 70)
-    assert abandoned(reserved, row("a", input_tokens=20), 99, 700, lambda r: 5000)[1] == (1, 50, 1000, 0)
+    assert by_progress(reserved, row("a", input_tokens=20), 99, 700, lambda r: 5000)[1] == (1, 50, 1000, 0)
