@@ -72,7 +72,8 @@ class ToolChoice(msgspec.Struct, frozen=True, gc=False):
 
 class Output(msgspec.Struct, frozen=True, gc=False):
     """The form that the answer must take. `schema` is JSON bytes, `grammar` is GBNF or, of the kind `regex`, a regular
-    expression. `asked_as`: the client's parameter, "" = `response_format`.
+    expression. `choices`: the texts of which the answer is one, where the grammar says nothing else: some backends take them
+    as they are. `asked_as`: the client's parameter, "" = `response_format`.
     """
 
     kind: Literal["text", "json_object", "json_schema", "grammar", "regex"] = "text"
@@ -80,6 +81,7 @@ class Output(msgspec.Struct, frozen=True, gc=False):
     schema: msgspec.Raw = msgspec.Raw(b"")
     strict: bool | None = None
     grammar: str = ""
+    choices: tuple[str, ...] = ()
     asked_as: str = ""
 
 

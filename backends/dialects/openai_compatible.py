@@ -60,8 +60,8 @@ class Quirks(msgspec.Struct, frozen=True):
         logit_bias: a map from token id, or a list of [id, bias] pairs.
         named_tool: how one tool is forced. `object`: OpenAI's form; `only`: send that tool alone, and `required`.
         schema_field: where a bare JSON schema (without the name that `json_schema` requires) goes.
-        grammar_field, regex_field: where a GBNF grammar, and a regular expression goes; within `response_format` it is a type
-            of its own.
+        grammar_field, choice_field, regex_field: where a GBNF grammar, the texts of a choice (nowhere: as a grammar), and a
+            regular expression goes; within `response_format` it is a type of its own.
         open_top_p: `top_p` must be below 1; 1 means the same as leaving it out.
         base64_vectors: it can answer `encoding_format: base64`.
         whole_calls: each piece with a function name is a tool call of its own.
@@ -89,6 +89,7 @@ class Quirks(msgspec.Struct, frozen=True):
     named_tool: Literal["object", "only"] = "object"
     schema_field: tuple[str, ...] = ("response_format",)
     grammar_field: tuple[str, ...] = ()
+    choice_field: tuple[str, ...] = ()
     regex_field: tuple[str, ...] = ()
     open_top_p: bool = False
     base64_vectors: bool = False
@@ -197,6 +198,8 @@ class OpenAICompatible:
         output = job.output
         if output.kind == "json_object":
             body["response_format"] = {"type": "json_object"}
+        elif output.choices and self.quirks.choice_field:
+            _put(body, self.quirks.choice_field, list(output.choices))
         elif output.kind == "grammar":
             _put(body, self.quirks.grammar_field, output.grammar)
         elif output.kind == "regex":

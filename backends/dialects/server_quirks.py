@@ -41,6 +41,7 @@ _QUIRKS = (
         reasoning_field="reasoning",
         schema_field=("structured_outputs", "json"),
         grammar_field=("structured_outputs", "grammar"),
+        choice_field=("structured_outputs", "choice"),
         regex_field=("structured_outputs", "regex"),
         base64_vectors=True,
     ),

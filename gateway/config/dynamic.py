@@ -204,7 +204,8 @@ class EngineEntry(Entry):
     )
     options: dict[str, object] = Field(
         default_factory=dict,
-        description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch, rerank_template",
+        description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch,"
+        " rerank_template, cache_tokens",
     )
 
 

@@ -1,7 +1,7 @@
 """The form that an answer must take, in each way that clients state it: `response_format`, llama.cpp's `grammar`, and
 vLLM's `structured_outputs` with the older `guided_*`.
 
-A choice among texts becomes a grammar, so that every backend with grammars can do it. Source: openai-openapi
+A choice among texts is a grammar too, so that every backend with grammars can do it. Source: openai-openapi
 `ResponseFormat*`; vLLM 0.33 `StructuredOutputsParams`; vLLM 0.11 `guided_json`, `guided_grammar`, `guided_choice`,
 `guided_regex`.
 """
@@ -96,7 +96,7 @@ def _choice(param: str, texts: Sequence[str] | None) -> tuple[str, Output] | Non
     if texts is None:
         return None
     grammar = "root ::= " + " | ".join(f'"{text.translate(_ESCAPES)}"' for text in texts)
-    return param, Output("grammar", grammar=grammar, asked_as=param)
+    return param, Output("grammar", grammar=grammar, choices=tuple(texts), asked_as=param)
 
 
 def _schema(param: str, raw: Json) -> tuple[str, Output] | None:

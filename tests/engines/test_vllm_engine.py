@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -19,9 +20,19 @@ import msgspec
 import psutil
 import pytest
 
-from backends.core.errors import BackendError, BadRequest
-from backends.core.events import Embedding, Finish, Item, ReasoningDelta, ToolCallDelta
-from backends.core.request import EmbeddingRequest, GenerationRequest, Message, Prompt, Sampling, Text, Tool, ToolChoice
+from backends.core.errors import BackendError, BadRequest, GatewayError
+from backends.core.events import Embedding, Event, Failure, Finish, Item, ReasoningDelta, ToolCallDelta
+from backends.core.request import (
+    EmbeddingRequest,
+    GenerationRequest,
+    Message,
+    Output,
+    Prompt,
+    Sampling,
+    Text,
+    Tool,
+    ToolChoice,
+)
 from backends.core.usage import Usage
 from backends.engines.client import EngineClient
 from backends.engines.vllm.arguments import NAMES
@@ -86,6 +97,14 @@ def chat(question: str, model: str = "m", **more: Any) -> GenerationRequest:
     return GenerationRequest(model, (Message("user", (Text(question),)),), **more)
 
 
+async def or_refusal(client: EngineClient, job: GenerationRequest) -> list[Event]:
+    """The events of a job; a failure among them is raised."""
+    got = await events(client, job)
+    if isinstance(got[-1], Failure):
+        raise BackendError.of(got[-1])
+    return got
+
+
 def tool() -> Tool:
     function = WEATHER_TOOL["function"]
     return Tool(function["name"], function["description"], msgspec.Raw(msgspec.json.encode(function["parameters"])))
@@ -135,6 +154,29 @@ async def test_a_forced_call_has_its_form_whatever_the_question(engine: EngineCl
         assert set(json.loads("".join(call.arguments for call in calls))) == {"city"}
 
 
+@pytest.mark.parametrize(
+    ("output", "wanted"),
+    [
+        (Output("regex", grammar="[0-9]{3}-[ab]{2}"), "[0-9]{3}-[ab]{2}"),
+        (Output("grammar", grammar='root ::= "zebra" | "yak"', choices=("zebra", "yak")), "zebra|yak"),
+        (Output("grammar", grammar='root ::= [x-z] "!"'), "[x-z]!"),
+        (Output("json_schema", schema=msgspec.Raw(b'{"enum":["red","blue"]}')), '"(red|blue)"'),
+    ],
+)
+async def test_an_answer_is_held_to_its_form(engine: EngineClient, output: Output, wanted: str) -> None:
+    got = await events(engine, chat("Hello", output=output))
+    assert re.fullmatch(wanted, text(got).strip()), text(got)
+    assert Finish("stop") in got
+
+
+@pytest.mark.parametrize("output", [Output("regex", grammar="[0-9"), Output("grammar", grammar='root ::= "a')])
+async def test_a_form_that_is_none_is_the_requests_fault(engine: EngineClient, output: Output) -> None:
+    with pytest.raises(GatewayError) as refused:
+        await or_refusal(engine, chat("Hello", output=output))
+    assert refused.value.status == 400
+    assert text(await events(engine, chat(QUESTION))) == ANSWERS[QUESTION]
+
+
 async def test_thoughts_by_vllms_parser(python: Path, model: Path) -> None:
     async with running(python, model, arguments={**ARGUMENTS, "reasoning_parser": "qwen3"}) as client:
         got = await events(client, chat("Think first."))
@@ -176,6 +218,8 @@ async def test_its_figures_are_told(engine: EngineClient) -> None:
         ({"arguments": {"dtype": "float3"}}, "float3"),
         ({"tool_call_parser": "no-such", "arguments": ARGUMENTS}, "hermes"),
         ({"lora": {"x": "/no/such/adapter"}}, "adapter_config.json"),
+        # so far goes a CPU: vLLM itself refuses to sleep there
+        ({"arguments": {**ARGUMENTS, "enable_sleep_mode": True}, "sleep_after_s": 1.0}, "Sleep mode is not supported"),
     ],
 )
 async def test_what_cannot_start_says_why(python: Path, model: Path, options: dict[str, Any], said: str) -> None:
@@ -187,6 +231,16 @@ async def test_what_cannot_start_says_why(python: Path, model: Path, options: di
         assert said in json.loads(line)["reason"]
     finally:
         host.end()
+
+
+def test_what_sleeping_calls_is_there(python: Path) -> None:
+    code = (
+        "import inspect; from vllm.v1.engine.async_llm import AsyncLLM as A;"
+        "print('SLEEP', list(inspect.signature(A.sleep).parameters)[1], *(inspect.iscoroutinefunction(getattr(A, name))"
+        " for name in ('sleep', 'wake_up', 'collective_rpc', 'reset_prefix_cache')))"
+    )
+    out = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "SLEEP level True True True True" in out
 
 
 async def test_embeddings_by_the_pooling_runner(python: Path, model: Path) -> None:

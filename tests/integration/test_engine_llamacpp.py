@@ -448,3 +448,33 @@ async def test_an_embedder_counts_its_inputs_as_its_usage_does() -> None:
         job = EmbeddingRequest("m", (Prompt("one"), Prompt("two and three, 敏捷"), Prompt("", (5, 6, 7))))
         assert await client.prompt_tokens(job) == usage(await events(client, job)).input_tokens
         assert await client.prompt_tokens(chat("hi")) is None
+
+
+async def test_a_full_cache_refuses_the_youngest_and_harms_nobody_else() -> None:
+    options = {"cache_tokens": 600, "batch": 64, "prefix_cache": True}
+    async with running("llamacpp", chat_gguf(), slots=4, context=512, options=options) as (host, engine):
+
+        async def one(number: int) -> list[Event]:
+            asked = chat(f"{number} " * 60, max_tokens=200, ignore_eos=True)
+            return await events(engine, asked)
+
+        for _ in range(2):  # the second time there are kept prefixes, which go first
+            answers = await asyncio.gather(*(one(number) for number in range(4)))
+            whole = [got for got in answers if isinstance(got[-1], Usage)]
+            refused = [got[-1] for got in answers if isinstance(got[-1], Failure)]
+            assert len(whole) + len(refused) == 4
+            assert whole and refused
+            assert all(failure.kind == "overloaded" and failure.retry_after_ms for failure in refused)
+            assert all(isinstance(got[-1], Usage) and got[-1].output_tokens == 200 for got in whole)
+        stats = await engine.stats()
+        assert (stats["running"], stats["queued"], stats["kv_tokens"], stats["kv_size"]) == (0, 0, 0, 600)
+        assert len(host.lines("submit")) == len(host.lines("finish")) + len(host.lines("fail"))
+
+
+async def test_a_cache_smaller_than_a_context_is_refused_in_words() -> None:
+    host = HostProcess("llamacpp", chat_gguf(), slots=4, context=512, options={"cache_tokens": 500})
+    try:
+        assert await asyncio.to_thread(host.process.wait, 60) == 3
+        assert "cache_tokens" in host.stderr.read_text()
+    finally:
+        host.end()

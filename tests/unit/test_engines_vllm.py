@@ -152,6 +152,7 @@ def test_every_parameter_that_is_declared_is_passed() -> None:
         (Output("json_object"), {"json_object": True}),
         (Output("json_schema", schema=msgspec.Raw(b'{"type": "object"}')), {"json": '{"type": "object"}'}),
         (Output("grammar", grammar="root ::= x"), {"grammar": "root ::= x"}),
+        (Output("grammar", grammar='root ::= "a"', choices=("a",)), {"choice": ["a"]}),
     ],
 )
 def test_forms_of_answers(output: Output, given: dict[str, object]) -> None:

@@ -72,9 +72,12 @@ class LlamaCppEngine:
                 f"a context of {self.context_size} is more than the {self._model.trained_context} the model was trained with"
             )
         self._prompts = Prompts(self._model, self.context_size, options.template)
+        self._cache_size = options.cache_tokens or self.context_size * launch.slots
+        if self._cache_size < self.context_size:
+            raise EngineLoadFailed(f"cache_tokens ({self._cache_size}) must hold one context ({self.context_size})")
         self._context = Context(
             self._model,
-            positions=self.context_size * launch.slots,
+            positions=self._cache_size,
             sequences=launch.slots,
             rows=options.batch,
             threads=options.thread_count(),
@@ -176,7 +179,7 @@ class LlamaCppEngine:
             "queued": len(self._waiting),
             "steps": self._steps,
             "kv_tokens": sum(sequence.position for sequence in self._running),
-            "kv_size": self.context_size * self._slot_count,
+            "kv_size": self._cache_size,
         }
 
     def close(self) -> None:

@@ -20,7 +20,9 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most while others decode. `stretch`: how many times as long as without prompts such a step may take.
     `gpu_layers`: -1 = all. `prefix_cache`: keep a finished request's memory for one that begins the same; a request
     that states a seed never uses it, so that it gets the same batches again. `pooling`: for an embedder whose file
-    does not say. `template`: the source of a chat template, "" = the model's own. `lora`: adapter files by name.
+    does not say. `cache_tokens`: tokens that the cache holds, all slots
+    together, None = every slot's whole context; when it is full, the youngest request is refused.
+    `template`: the source of a chat template, "" = the model's own. `lora`: adapter files by name.
     `shown`: control tokens whose text is part of an answer. `step_log`, `log`: files for the journal.
     """
 
@@ -35,6 +37,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mmap: bool = True
     prefix_cache: bool = True
     pooling: str | None = None
+    cache_tokens: Annotated[int, msgspec.Meta(ge=32, le=2**31 - 1)] | None = None
     shown: tuple[str, ...] = ()
     template: str = ""
     lora: dict[str, str] = {}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from backends.engines.huggingface.weights import check_weights
 from backends.engines.options import EngineLoadFailed
 from backends.engines.transformers.settings import TransformersOptions
 
@@ -20,6 +21,7 @@ class Loaded:
         import torch
         from transformers import AutoConfig, AutoTokenizer
 
+        check_weights(model)
         torch.set_num_threads(options.thread_count())
         self.device = _device(options)
         trusted = {"trust_remote_code": options.trust_remote_code}

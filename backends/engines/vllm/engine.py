@@ -23,6 +23,7 @@ from backends.engines.guardian import guard
 from backends.engines.huggingface.pairs import Pair, Pairs
 from backends.engines.huggingface.prompts import Prompts
 from backends.engines.huggingface.spelling import Spelling
+from backends.engines.huggingface.weights import check_weights
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
 from backends.engines.loop_thread import LoopThread
@@ -90,6 +91,7 @@ class VllmEngine(MailedEngine):
         self._version = version
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        check_weights(launch.model)
         library.check_adapters(options.lora)
         os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # a fork would hold the guardian's pipe open
         self._guardian = guard()

@@ -74,6 +74,6 @@ def constraint(output: Output) -> dict[str, object]:
         case "json_schema":
             return {"json": bytes(output.schema).decode()}
         case "grammar":
-            return {"grammar": output.grammar}
+            return {"choice": list(output.choices)} if output.choices else {"grammar": output.grammar}
         case "regex":
             return {"regex": output.grammar}

@@ -130,6 +130,9 @@ def test_output_forms() -> None:
     assert form(grammar, "vllm") == {"structured_outputs": {"grammar": "root ::= x"}}
     assert form(grammar, "llamacpp") == {"grammar": "root ::= x"}
     assert form(grammar, "sglang") == {"ebnf": "root ::= x"}
+    choice = Output("grammar", grammar='root ::= "a"', choices=("a",))
+    assert form(choice, "vllm") == {"structured_outputs": {"choice": ["a"]}}
+    assert form(choice, "llamacpp") == {"grammar": 'root ::= "a"'}
 
 
 def test_completions_and_embeddings() -> None:
