@@ -13,6 +13,7 @@ import httpx
 
 from tests.contract.test_described import CASES, Described
 from tests.gateway_process import GatewayProcess, declared_key
+from tests.unit.openai_schema import valid
 
 KEY = "sk-test-user-0123456789abcdef"
 #: Dialects of text alone take no tools.
@@ -84,8 +85,12 @@ async def test_every_described_answer_through_the_gateway(tmp_path: Path) -> Non
             ) as client:
                 for name, case in ALL.items():
                     answer = await client.post("/v1/chat/completions", json=_question(case))
+                    whole = _question(case) | {"stream": False}
+                    del whole["stream_options"]
+                    unary = await client.post("/v1/chat/completions", json=whole)
                     try:
                         _check(case, answer)
+                        _check_whole(case, unary)
                     except (AssertionError, KeyError, IndexError, ValueError) as error:
                         wrong.append(f"{name}: {type(error).__name__}: {str(error)[:300]} {answer.text[:300]}")
         assert not wrong, "\n".join(wrong)
@@ -95,14 +100,17 @@ def _check(case: Described, answer: httpx.Response) -> None:
     events = [block.removeprefix("data: ") for block in answer.text.split("\n\n") if block.startswith("data: ")]
     if case.error is not None:
         assert answer.status_code in (200, case.error[0])
-        error = (answer.json() if answer.status_code != 200 else json.loads(events[-1]))["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        whole = answer.json() if answer.status_code != 200 else json.loads(events[-1])
+        valid("ErrorResponse", whole)
+        error = whole["error"]
         assert case.error[1] == "*" or error["code"] == case.error[1]
         assert "[DONE]" not in events
         return
     assert answer.status_code == 200
     assert events.pop() == "[DONE]"
     chunks: list[dict[str, Any]] = [json.loads(event) for event in events]
+    for one in chunks:
+        valid("CreateChatCompletionStreamResponse", one)
     assert len({(one["id"], one["created"], one["object"], one["model"]) for one in chunks}) == 1
     texts: dict[str, str] = {}
     finishes: dict[str, str] = {}
@@ -116,3 +124,24 @@ def _check(case: Described, answer: httpx.Response) -> None:
     assert texts == (case.text if isinstance(case.text, dict) else {"0": case.text})
     assert finishes == (case.finish if isinstance(case.finish, dict) else {"0": case.finish})
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["total_tokens"] >= 0
+
+
+def _check_whole(case: Described, answer: httpx.Response) -> None:
+    """The fold of the same stream, or its error as a status."""
+    if case.error is not None:
+        assert answer.status_code == case.error[0]
+        valid("ErrorResponse", answer.json())
+        return
+    assert answer.status_code == 200, answer.text[:300]
+    body = answer.json()
+    valid("CreateChatCompletionResponse", body)
+    choices = {str(one["index"]): one for one in body["choices"]}
+    assert {index: one["message"]["content"] or "" for index, one in choices.items()} == (
+        case.text if isinstance(case.text, dict) else {"0": case.text}
+    )
+    assert {index: one["finish_reason"] for index, one in choices.items()} == (
+        case.finish if isinstance(case.finish, dict) else {"0": case.finish}
+    )
+    calls = [(one["function"]["name"], one["function"]["arguments"]) for one in choices["0"]["message"].get("tool_calls", ())]
+    assert calls == [tuple(one) for one in case.calls]
+    assert choices["0"]["message"].get("reasoning_content", "") == case.reasoning

@@ -19,10 +19,27 @@ import pytest
 
 from tests.contract.cases import FIXTURES, Case, cases, cut
 from tests.gateway_process import GatewayProcess, declared_key
+from tests.unit.openai_schema import valid
 
 KEY = "sk-test-user-0123456789abcdef"
 NAMES = sorted(folder.name for folder in FIXTURES.iterdir() if any(folder.glob("*/case.json")))
 ALL = {f"{name}.{case.id}": (name, case) for name in NAMES for case in cases(name)}
+
+
+#: Of a whole answer and of a stream's chunk, by endpoint.
+_SCHEMAS = {
+    "/v1/chat/completions": ("CreateChatCompletionResponse", "CreateChatCompletionStreamResponse"),
+    "/v1/completions": ("CreateCompletionResponse", "CreateCompletionChunk"),
+    "/v1/embeddings": ("CreateEmbeddingResponse", ""),
+}
+
+
+def _with_float_vectors(body: dict[str, Any]) -> dict[str, Any]:
+    """The schema knows vectors of numbers only; base64 is what SDKs ask for."""
+    if body["object"] != "list":
+        return body
+    floats = [{**one, "embedding": [0.0] if isinstance(one["embedding"], str) else one["embedding"]} for one in body["data"]]
+    return {**body, "data": floats}
 
 
 async def _replay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,6 +127,7 @@ def _check(case: Case, answer: httpx.Response) -> None:
         _check_stream(case, answer.text)
         return
     body = answer.json()
+    valid(_SCHEMAS[case.endpoint][0], _with_float_vectors(body))
     if "embedding" in expect:
         vector = body["data"][0]["embedding"]
         if case.client_request.get("encoding_format") == "base64":
@@ -123,8 +141,8 @@ def _check(case: Case, answer: httpx.Response) -> None:
 
 
 def _check_error(case: Case, body: dict[str, Any]) -> None:
+    valid("ErrorResponse", body)
     error = body["error"]
-    assert set(error) >= {"message", "type", "param", "code"}
     assert error["type"] == case.expect["error_type"]
     if case.expect["error_code"] is not None:
         assert error["code"] == case.expect["error_code"]
@@ -142,6 +160,8 @@ def _check_stream(case: Case, text: str) -> None:
         assert events.pop() == "[DONE]"
     assert "[DONE]" not in events
     chunks = [json.loads(event) for event in events]
+    for chunk in chunks:
+        valid(_SCHEMAS[case.endpoint][1], chunk)
     assert len({(one["id"], one["created"], one["object"], one["model"]) for one in chunks}) <= 1
     texts: dict[int, str] = {}
     finishes: dict[int, str | None] = {}

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import jsonschema
 
+#: What we tell beyond OpenAI's schema, where other servers of open models do too.
+_OURS = dict.fromkeys(("ChatCompletionStreamResponseDelta", "ChatCompletionResponseMessage"), ("reasoning_content",))
 _FILE = Path(__file__).parent.parent / "fixtures" / "openai_schema.json"
 
 
 @cache
 def _validator(name: str) -> jsonschema.Draft202012Validator:
     document = json.loads(_FILE.read_text())
+    for ours, extra in _OURS.items():
+        document["$defs"][ours]["properties"] |= {key: {"type": "string"} for key in extra}
+    _close(document)
     if name == "CreateCompletionChunk":  # the same schema; only a chunk's finish_reason is null, which it leaves out
         choice = document["$defs"]["CreateCompletionResponse"]["properties"]["choices"]["items"]
         choice["properties"]["finish_reason"]["enum"].append(None)
@@ -23,8 +28,20 @@ def _validator(name: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator({**document, "$ref": f"#/$defs/{name}"})
 
 
+def _close(schema: object) -> None:
+    """Names that a schema does not list are refused, in it and in all below it."""
+    if isinstance(schema, list):
+        for one in schema:
+            _close(one)
+    elif isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict) and "allOf" not in schema:
+            schema.setdefault("additionalProperties", False)
+        for one in schema.values():
+            _close(one)
+
+
 def valid(name: str, value: object) -> None:
-    """Fail unless the value is an instance of the named schema."""
+    """Fail unless the value is an instance of the named schema and has no names but its own, and `_OURS`."""
     _validator(name).validate(value)
 
 
