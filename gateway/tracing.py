@@ -168,11 +168,11 @@ class TracedLimits:
         self.settle: Callable[[Settlement], asyncio.Future[bool]] = inner.settle
         self.void: Callable[[str], None] = inner.void
 
-    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
+    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int, waited_us: int = 0) -> Reservation:
         """See `LimitStore.admit`."""
         interval = _note("admission")
         try:
-            return await self._inner.admit(id, rules, opening, lease_ms)
+            return await self._inner.admit(id, rules, opening, lease_ms, waited_us)
         except GatewayError as error:
             interval.error = type(error).default_code or type(error).type
             raise

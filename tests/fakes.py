@@ -161,11 +161,13 @@ class FakeStore:
         self.refuse: Callable[[Sequence[Rule]], Exception | None] = lambda rules: None
         self.degraded = False
         self.delay_s = 0.0
+        self.waited_us: list[int] = []
 
     def now_us(self) -> int:
         return 1_800_000_000_000_000
 
-    async def admit(self, id: str, rules: Sequence[Rule], opening: object, lease_ms: int) -> Reservation:
+    async def admit(self, id: str, rules: Sequence[Rule], opening: object, lease_ms: int, waited_us: int = 0) -> Reservation:
+        self.waited_us.append(waited_us)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if refusal := self.refuse(rules):

@@ -47,7 +47,14 @@ class EmbeddedStore:
         """See `LimitStore.now_us`."""
         return self._clock()
 
-    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
+    async def admit(
+        self,
+        id: str,
+        rules: Sequence[Rule],
+        opening: LedgerRow,
+        lease_ms: int,
+        waited_us: int = 0,  # noqa: ARG002
+    ) -> Reservation:
         """See `LimitStore.admit`; unavailable here means that the outbox cannot store."""
         check_rules(rules)
         now_us = self._clock()

@@ -144,19 +144,34 @@ class Link:
         else:
             self.offset_us -= behind >> 4
 
-    def send(self, command: Command) -> bool:
-        """Queue a command for the end of this turn; False, and nothing done, while the breaker is not closed."""
-        if self._closed or not self.breaker.closed:
+    def send(self, command: Command, waited_s: float = 0.0) -> bool:
+        """Queue a command for the end of this turn; False, and nothing done, while the breaker is not closed, or when who
+        sends it has `waited_s` already and his time is over.
+        """
+        if self._closed or not self.breaker.closed or waited_s >= self._timeout_s:
             return False
         loop = self.loop
-        command.due = loop.time() + self._timeout_s
+        command.due = loop.time() + self._timeout_s - waited_s
         self._queue.append(command)
         if not self._flushing:
             self._flushing = True
             loop.call_soon(self._flush)
-        if self._timer is None:
-            self._timer = loop.call_at(command.due, self._overdue)
+        if self._timer is None or waited_s:
+            self._arm(command.due)
         return True
+
+    def send_again(self, command: Command) -> bool:
+        """Queue a command that was answered once more, in what is left of its time; False, and nothing done, as `send`."""
+        left_s = command.due - self.loop.time()
+        return left_s > 0 and self.send(command, self._timeout_s - left_s)
+
+    def _arm(self, at: float) -> None:
+        """Look at this instant, or earlier if that is due."""
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_at(at, self._overdue)
 
     def forget(self, command: Command) -> bool:
         """Take back a command that was not written yet; False when it was."""
@@ -268,15 +283,15 @@ class Link:
             self._fail_queued(loop.time())
 
     def _oldest(self) -> float | None:
-        heads = [queue[0].due for queue in (self._unanswered, self._queue) if queue]
-        return min(heads) if heads else None
+        # not those at the heads alone: a command that is sent again has less time than those before it
+        return min((command.due for queue in (self._unanswered, self._queue) for command in queue), default=None)
 
     def _fail_queued(self, now: float) -> None:
         """Not connected: what has waited its whole time is failed; what came later waits on."""
         late = [command for command in self._queue if command.due <= now]
         self._queue = [command for command in self._queue if command.due > now]
-        if self._queue:
-            self._timer = asyncio.get_running_loop().call_at(self._queue[0].due, self._overdue)
+        if (oldest := self._oldest()) is not None:
+            self._timer = asyncio.get_running_loop().call_at(oldest, self._overdue)
         for command in late:
             command.failed(LinkDown("not connected", sent=False))
 

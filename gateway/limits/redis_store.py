@@ -78,7 +78,7 @@ class _Admit(Command):
                 self._store.forget(self.id, self.rules, answer.epoch, answer.now_us)
         elif answer.code == -1 and not self._again:  # its clock and ours had parted: once more with what was learnt
             self._again = True
-            if not self._store.link.send(self):
+            if not self._store.link.send_again(self):
                 self._fail(LinkDown("down", sent=False))
         elif answer.code < 0:
             self._fail(LinkDown("too late" if answer.code == -1 else "id was used", sent=False))
@@ -200,12 +200,12 @@ class RedisStore:
         """See `LimitStore.now_us`: the server's clock, or before the first contact this machine's."""
         return self.link.now_us() if self.link.known_offset else self._wall_us()
 
-    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
+    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int, waited_us: int = 0) -> Reservation:
         """See `LimitStore.admit`; answers within the timeout whatever Redis does."""
         ours = tuple(rules)
         command = _Admit(self, id, ours, lease_ms, pack_opening(ours, opening))
-        if not self.link.send(command):
-            return self._without(id, ours, lease_ms, "breaker open")
+        if not self.link.send(command, waited_us / 1e6):
+            return self._without(id, ours, lease_ms, "breaker open" if not self.link.breaker.closed else "its time is over")
         try:
             answer = await command.future
         except LinkDown as error:

@@ -68,8 +68,11 @@ class LimitStore(Protocol):
     def now_us(self) -> int:
         """The store's clock as well as this process knows it, µs UTC; never ahead of it by more than drift."""
 
-    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int) -> Reservation:
+    async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int, waited_us: int = 0) -> Reservation:
         """Check and charge every rule atomically; `opening` is what the ledger shows if nobody ever settles.
+
+        `waited_us`: how long this request has waited for the store before. All its tries together wait no longer than one
+        may.
 
         Raises:
             LimitExceeded: the first rule that refuses; nothing was charged.

@@ -100,13 +100,15 @@ async def _reserve(house: House, call: Call, tally: Tally, plan: LimitPlan, dema
             rules = plan.rules(demand, house.limits.now_us())
             tally.admitting = True  # a cancellation from here on voids the admission
             try:
-                tally.reservation = await house.limits.admit(tally.id, rules, opening, house.lease_ms)
+                tally.reservation = await house.limits.admit(tally.id, rules, opening, house.lease_ms, tally.limiter_us)
                 cap = demand.output_cap * demand.choices
                 tally.flight = house.flights.began(
                     tally.id, tally.input_counted, call.text_bytes, call.token_count, call.items, cap
                 )
             except PeriodOver:
                 tally.admitting = False
+                now = monotonic_us()
+                tally.limiter_us, began = tally.limiter_us + now - began, now
                 continue
             except GatewayError:
                 tally.admitting = False

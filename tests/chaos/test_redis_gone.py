@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.redis
 DENY, ALLOW, FREE, FIVE = (f"sk-outage-{name}-0123456789abcdef" for name in ("deny", "allow", "free", "five"))
 ONE = "sk-outage-one-0123456789abcdef"
 BUDGET = "sk-outage-budget-0123456789abcdef"
-TIMEOUT_S = 0.2
+TIMEOUT_S = 0.15
+CLIENTS = 8
 #: What a busy test machine may add to a request.
 SLACK_S = 0.5
 
@@ -98,21 +100,30 @@ async def test_a_paused_redis_adds_no_more_than_its_timeout(gateway: GatewayProc
 
 
 async def test_a_pause_under_load_adds_no_more_than_the_timeout_to_the_slowest(gateway: GatewayProcess) -> None:
-    """p99 of the requests that began in a pause against that of those before it; the best of three, for the machine has
-    other work, whose noise is not ours."""
-    added: list[float] = []
-    for _ in range(3):
-        before_s, during_s = await _p99_of_a_pause(gateway)
-        print(f"p99 before {before_s * 1000:.0f} ms, in the pause {during_s * 1000:.0f} ms")
-        added.append(during_s - before_s)
-        if added[-1] <= TIMEOUT_S:
+    """p99 of the requests that began in a pause against that of those before it. And by the gateway's own clock: nobody waited
+    for two timeouts, and those after the first ones not at all. The better of two, for the machine has other work, whose noise
+    is not ours.
+    """
+    found: list[tuple[float, float, float]] = []
+    for _ in range(2):
+        before_s, during_s, (waited, twice) = await _p99_of_a_pause(gateway)
+        print(f"p99 before {before_s * 1000:.0f} ms, in the pause {during_s * 1000:.0f} ms; {waited} waited, {twice} twice")
+        found.append((during_s - before_s, waited, twice))
+        if good := during_s - before_s <= TIMEOUT_S and waited <= CLIENTS and twice == 0:
             break
-    assert min(added) <= TIMEOUT_S
+    assert good, found
     await again(gateway, DENY)
 
 
-async def _p99_of_a_pause(gateway: GatewayProcess) -> tuple[float, float]:
-    """Eight clients before and in a pause of three seconds."""
+def _waits(gateway: GatewayProcess) -> tuple[float, float]:
+    """Admissions that took two thirds of the timeout or more, and those of a timeout and two thirds (buckets of the metric)."""
+    found = re.findall(r'switchyard_limiter_seconds_bucket\{le="([^"]+)"\} (\S+)', gateway.metrics())
+    under = {le: float(count) for le, count in found}
+    return under["+Inf"] - under["0.1"], under["+Inf"] - under["0.25"]
+
+
+async def _p99_of_a_pause(gateway: GatewayProcess) -> tuple[float, float, tuple[float, float]]:
+    """Some clients before and in a pause of three seconds."""
     took: list[tuple[float, float, int]] = []
     stop = asyncio.Event()
 
@@ -125,13 +136,15 @@ async def _p99_of_a_pause(gateway: GatewayProcess) -> tuple[float, float]:
                 took.append((began, time.monotonic() - began, answer.status_code))
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(8):
+        for _ in range(CLIENTS):
             group.create_task(client())
         await asyncio.sleep(3)
+        before = await asyncio.to_thread(_waits, gateway)
         paused = time.monotonic()
         gateway.redis.pause()
         await asyncio.sleep(3)
         resumed = time.monotonic()
+        after = await asyncio.to_thread(_waits, gateway)
         gateway.redis.resume()
         await asyncio.sleep(1)
         stop.set()
@@ -139,7 +152,8 @@ async def _p99_of_a_pause(gateway: GatewayProcess) -> tuple[float, float]:
     calm = sorted(seconds for began, seconds, _ in took if began < paused)
     hard = sorted(seconds for began, seconds, _ in took if paused <= began < resumed)
     assert len(calm) > 100 and len(hard) > 100, "the machine is too slow to say anything"
-    return calm[int(len(calm) * 0.99)], hard[int(len(hard) * 0.99)]
+    waits = (after[0] - before[0], after[1] - before[1])
+    return calm[int(len(calm) * 0.99)], hard[int(len(hard) * 0.99)], waits
 
 
 async def test_who_leaves_while_redis_is_asked_holds_nothing(gateway: GatewayProcess) -> None:

@@ -345,8 +345,10 @@ async def test_a_period_that_ends_under_way_is_charged_anew():
         return PeriodOver() if len(seen) == 1 else None
 
     house.store.refuse = refuse
+    house.store.delay_s = 0.01
     await run(house)
     assert seen == ["key:k:requests:2027-01-15", "key:k:requests:2027-01-16"]
+    assert house.store.waited_us[0] == 0 and house.store.waited_us[1] >= 10_000, "its tries share one patience"
     assert len(house.store.settled) == 1
 
 
