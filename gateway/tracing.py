@@ -166,6 +166,7 @@ class TracedLimits:
         self._inner = inner
         self.now_us = inner.now_us
         self.settle: Callable[[Settlement], asyncio.Future[bool]] = inner.settle
+        self.written: Callable[[], Awaitable[None] | None] = inner.written
         self.void: Callable[[str], None] = inner.void
 
     async def admit(self, id: str, rules: Sequence[Rule], opening: LedgerRow, lease_ms: int, waited_us: int = 0) -> Reservation:

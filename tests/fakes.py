@@ -186,6 +186,9 @@ class FakeStore:
         future.set_result(True)
         return future
 
+    def written(self) -> None:
+        pass
+
     def void(self, id: str) -> None:
         self.voided.append(id)
 

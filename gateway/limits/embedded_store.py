@@ -102,6 +102,9 @@ class EmbeddedStore:
         done.set_result(settled is not None)
         return done
 
+    def written(self) -> None:
+        """See `LimitStore.written`: what is settled here is settled."""
+
     def void(self, id: str) -> None:
         """See `LimitStore.void`. The opening row may be stored already, so it is closed as a cancelled one."""
         rules = self._counters.reserved(id)

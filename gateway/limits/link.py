@@ -99,6 +99,7 @@ class Link:
         self._queue: list[Command] = []
         self._unanswered: deque[Command] = deque()
         self._flushing = False
+        self._writing: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._down = asyncio.Event()
         self._down.set()
@@ -173,6 +174,14 @@ class Link:
             self._timer.cancel()
         self._timer = self.loop.call_at(at, self._overdue)
 
+    def written(self) -> asyncio.Future[None] | None:
+        """Done when what is queued was written, or cannot be; None when nothing is."""
+        if not self._flushing:
+            return None
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        self._writing.append(waiter)
+        return waiter
+
     def forget(self, command: Command) -> bool:
         """Take back a command that was not written yet; False when it was."""
         try:
@@ -227,9 +236,15 @@ class Link:
 
     def _flush(self) -> None:
         self._flushing = False
-        wire = self._wire
-        if wire is None or not self._queue:
-            return
+        if self._wire is not None and self._queue:
+            self._write(self._wire)
+        if self._writing:
+            writing, self._writing = self._writing, []
+            for waiter in writing:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _write(self, wire: Wire) -> None:
         queue, self._queue = self._queue, []
         due, until_us = 0.0, 0
         packed = []

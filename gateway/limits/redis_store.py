@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -277,6 +277,10 @@ class RedisStore:
             row = msgspec.structs.replace(row, admitted_us=held.admitted_us)
         self._give(settlement.reservation.id, held.rules, settlement.actual, held.epoch, held.admitted_us, pack_row(row), done)
         return done
+
+    def written(self) -> Awaitable[None] | None:
+        """See `LimitStore.written`: the bytes are in the connection, and the server reads in the order of arrival."""
+        return self.link.written()
 
     def void(self, id: str) -> None:
         """See `LimitStore.void`: the charges go back, no row is written."""

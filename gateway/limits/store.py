@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from backends.core.errors import GatewayError
@@ -96,6 +96,12 @@ class LimitStore(Protocol):
         The handover itself is synchronous (it happens on cancellation too, where nothing may await); the returned
         future tells when the store has it. Idempotent: it resolves to False when this reservation was settled
         before. It never fails for an outage: the settlement is kept and repeated until the store takes it.
+        """
+
+    def written(self) -> Awaitable[None] | None:
+        """What waits until everything that was handed over is on its way; None: it is.
+
+        Whoever asks the store after that, from this process or another, is answered after it.
         """
 
     def void(self, id: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us, wall_us
@@ -16,35 +15,18 @@ from gateway.pipeline.tally import Tally
 class Settler:
     """Turns tallies into settlements and observations. Handing over is synchronous and happens once."""
 
-    def __init__(self, store: LimitStore, observe: Callable[[Tally], None], last_write_wait_s: float = 0.005) -> None:
+    def __init__(self, store: LimitStore, observe: Callable[[Tally], None]) -> None:
         self._store = store
         self._observe = observe
-        self._wait_s = last_write_wait_s
-        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._late: deque[Tally] = deque()
         self._wake = asyncio.Event()
         self._running = False
 
     async def settled(self, tally: Tally) -> None:
-        """Hand over before the last bytes are written and wait for the store, but no longer than 5 ms."""
-        taken = self._hand_over(tally)
-        if taken is None or taken.done():
-            return
-        loop = taken.get_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        taken.add_done_callback(partial(_go_on, waiter))
-        self._waiting.append((loop.time() + self._wait_s, waiter))
-        if len(self._waiting) == 1:
-            loop.call_later(self._wait_s, self._tick, loop)
-        await waiter
-
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let those go on that have waited long enough; one timer serves all who wait."""
-        waiting, now = self._waiting, loop.time()
-        while waiting and waiting[0][0] <= now:
-            _go_on(waiting.popleft()[1])
-        if waiting:
-            loop.call_at(waiting[0][0], self._tick, loop)
+        """Hand over before the last bytes are written: whoever asks the store because of them is answered after it."""
+        self._hand_over(tally)
+        if (written := self._store.written()) is not None:
+            await written
 
     def submit(self, tally: Tally) -> None:
         """The request is over. Settles what was not settled yet, and lets metrics and log see it. Never awaits.
@@ -80,18 +62,13 @@ class Settler:
         tally.flight.ended()
         self._observe(tally)
 
-    def _hand_over(self, tally: Tally) -> asyncio.Future[bool] | None:
+    def _hand_over(self, tally: Tally) -> None:
         if tally.settled:
-            return None
+            return
         if tally.reservation is None:
             if tally.admitting:
                 self._store.void(tally.id)
-            return None
+            return
         tally.settled = True
         tally.usage = usage_of(tally)
-        return self._store.settle(settlement(tally, wall_us(), monotonic_us()))
-
-
-def _go_on(waiter: asyncio.Future[None], _: object = None) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        self._store.settle(settlement(tally, wall_us(), monotonic_us()))

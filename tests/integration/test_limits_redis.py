@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 import redis.asyncio
+import uvloop
 
 from gateway.domain.settlement import Progress, Rule, Settlement
 from gateway.domain.usage_stream import ROW, SEQ, STREAM, WORKER, unpack_row
@@ -116,6 +117,38 @@ async def test_one_turn_of_the_loop_is_one_write(server):
         await asyncio.gather(*(store.admit(f"{n}", many, row("x"), LEASE) for n in range(50)))
         reads = server.client.info("stats")["total_reads_processed"] - before
         assert reads <= 4  # 50 commands, about 16 KiB a read; and the question itself
+
+
+def test_what_is_written_is_settled_before_whoever_asks_next(server):
+    one = (Rule("k:slots", "lease", "slots", 1, 0, 1),)
+
+    async def take_turns():
+        async with make(server) as first, make(server, worker="w1") as second:
+            for n in range(300):
+                here, there = (first, second) if n % 2 else (second, first)
+                reservation = await here.admit(f"{n}", one, row(f"{n}"), LEASE)
+                here.settle(Settlement(reservation, (0,), row(f"{n}", outcome="ok")))
+                written = here.written()
+                assert written is not None
+                await written
+                taken = await there.admit(f"{n}-next", one, row(f"{n}-next"), LEASE)
+                await there.settle(Settlement(taken, (0,), row(f"{n}-next", outcome="ok")))
+                assert there.written() is None
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(take_turns())
+
+
+async def test_nothing_waits_for_a_redis_that_is_away(make_redis):
+    away = make_redis()
+    async with make(away, timeout_ms=200) as store:
+        await store.admit("a", RULES, row("a"), LEASE)
+        away.kill()
+        with pytest.raises(LimitsUnavailable):
+            await store.admit("b", RULES, row("b"), LEASE)
+        store.forget("b", RULES, 0, 0)
+        if (written := store.written()) is not None:
+            await asyncio.wait_for(written, 0.1)  # a turn of the loop, whatever became of the connection
 
 
 async def test_script_flush_reloads_once_and_loses_nothing(server):
