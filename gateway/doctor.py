@@ -16,7 +16,14 @@ import msgspec
 
 from backends.core.capabilities import Capabilities
 from backends.core.contracts import Backend
-from backends.core.errors import BackendError, GatewayError, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
+from backends.core.errors import (
+    BackendError,
+    GatewayError,
+    UpstreamProtocol,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from backends.core.events import TextDelta
 from backends.core.fold import Answer, Fold
 from backends.core.request import (
@@ -36,7 +43,7 @@ from gateway.domain.route import Deployment, Route
 from gateway.inspection import inspect
 from gateway.limits.rules import Demand
 from gateway.pipeline.estimate import output_cap
-from gateway.places import models_of, remote, template_source
+from gateway.places import control, models_of, remote, template_source
 
 #: Output cap of every probe, in tokens.
 CAP = 64
@@ -132,10 +139,24 @@ class _Examination:
                 await self._embedding(backend)
             elif "rerank" in can:
                 await self._rerank(backend)
-        if report.reachable == "yes":
+        if report.reachable == "no" and await self._answers():
+            report.reachable = "yes"
+            self._finds("it answers, but not as its dialect says: is the dialect, or the path of base_url, another one?")
+        elif report.reachable == "yes":
             report.server, findings = await inspect(deployment, self._timeout_s)
             report.findings += findings
         return report
+
+    async def _answers(self) -> bool:
+        """Whether anything answers at the address, whatever it says."""
+        try:
+            async with asyncio.timeout(self._timeout_s), aclosing(control(self._deployment)) as client:
+                await client.get("/")
+        except UpstreamProtocol:
+            return True  # a redirect, such as to a page for people
+        except (GatewayError, TimeoutError):
+            return False
+        return True
 
     async def _conversation(self, backend: Backend, can: Capabilities) -> None:
         report = self._report
@@ -227,18 +248,19 @@ class _Examination:
         )
         got = _object(_text(probe)) if probe is not None else None
         sound = got is not None and list(got) == ["colour"] and isinstance(got["colour"], str)
-        self._report.schema = "yes" if sound else "no"
-        if probe is not None and not sound:
+        unfinished = probe is not None and _unfinished(probe)
+        self._report.schema = "yes" if sound else "unfinished" if unfinished else "no"
+        if probe is not None and not sound and not unfinished:
             self._finds("response_format.json_schema: the answer does not follow the schema")
 
     async def _object(self, backend: Backend, can: Capabilities) -> None:
         job = self._job("A colour of the sky, as a JSON object.", can, output=Output("json_object"))
         probe = await self._ask(backend, job, "response_format.json_object")
-        if probe is not None and _object(_text(probe)) is None:
+        if probe is not None and _object(_text(probe)) is None and not _unfinished(probe):
             self._finds("response_format.json_object: the answer is no JSON object")
 
     async def _logprobs(self, backend: Backend, can: Capabilities) -> None:
-        job = msgspec.structs.replace(self._job("Say hello.", can, cap=_SMALL_CAP), top_logprobs=2)
+        job = msgspec.structs.replace(self._job("Say hello.", can, cap=_SMALL_CAP), top_logprobs=0)
         probe = await self._ask(backend, job, "logprobs")
         told = probe is not None and any(choice.logprobs for choice in probe.answer.choices.values())
         self._report.logprobs = "yes" if told else "no"
@@ -335,6 +357,12 @@ class _Examination:
 def _text(probe: _Probe) -> str:
     choice = probe.answer.choices.get(0)
     return "".join(choice.text) if choice is not None else ""
+
+
+def _unfinished(probe: _Probe) -> bool:
+    """Whether an answer ran into its cap inside a JSON object, as small models do: neither a promise kept nor broken."""
+    choice = probe.answer.choices.get(0)
+    return choice is not None and choice.finish == "length" and _text(probe).lstrip().startswith("{")
 
 
 def _object(text: str) -> dict[str, object] | None:

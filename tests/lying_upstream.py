@@ -16,6 +16,7 @@ LIES = (
     "tools",
     "schema",
     "object",
+    "unfinished",
     "logprobs",
     "n",
     "max_tokens",
@@ -37,6 +38,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not self.path.startswith("/v1/"):
+            self._json({"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}, 404)
+            return
         if "chat" in self.lies:
             self._json({"error": {"message": "no", "type": "x", "code": None, "param": None}}, 500)
             return
@@ -78,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         if text is None:
             cap = body.get("max_tokens") or body.get("max_completion_tokens") or 99
             text = " ".join(WORDS if "max_tokens" in self.lies else WORDS[:cap])
+        if kind and "unfinished" in self.lies:  # no lie: a small model that runs into its cap inside an object
+            return {"role": "assistant", "content": '{"colour": "bl'}, "length", 8
         for stop in () if "stop" in self.lies else body.get("stop", ()):
             text = text.partition(stop)[0]
         return {"role": "assistant", "content": text}, "stop", len(text.split())

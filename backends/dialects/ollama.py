@@ -203,7 +203,7 @@ def _line(data: bytes, job: GenerationRequest) -> Sequence[Piece] | Envelope | N
             reason=_FINISH.get(record.done_reason, "stop"),
             input_tokens=record.prompt_eval_count,
             output_tokens=record.eval_count,
-            logprobs=token_logprobs(record.logprobs) if record.logprobs and job.top_logprobs is not None else (),
+            logprobs=token_logprobs(record.logprobs or (), job.top_logprobs) if job.top_logprobs is not None else (),
             model=record.model,
             nothing_ran=record.done_reason in ("load", "unload"),
             reasoning=message.thinking or "",

@@ -244,7 +244,7 @@ class GenerationDecoder(AnswerDecoder):
         tokens: tuple[TokenLogprob, ...] = ()
         if piece.logprobs is not EMPTY and self._job.top_logprobs is not None:
             try:
-                tokens = read_logprobs(piece.logprobs)
+                tokens = read_logprobs(piece.logprobs, self._job.top_logprobs)
             except UNREADABLE:
                 self._fail(failures.protocol("unreadable logprobs", bytes(piece.logprobs)), out)
                 return

@@ -72,6 +72,7 @@ class Quirks(msgspec.Struct, frozen=True):
         by_line: it ends its events with one newline instead of two.
         infer_length: where its finish reason does not tell `length` from `stop`.
         token_chunks: each chunk of a stream that has text is one token.
+        least_top_logprobs: without so many alternatives it tells no logprobs at all.
         tokenizes: it can be asked to `tokenize` the prompt; a whole answer then lists its ids as `promptToken`.
     """
 
@@ -100,6 +101,7 @@ class Quirks(msgspec.Struct, frozen=True):
     by_line: bool = False
     infer_length: Literal["", "completions", "always"] = ""
     token_chunks: bool = False
+    least_top_logprobs: int = 0
     tokenizes: bool = False
 
 
@@ -147,13 +149,13 @@ class OpenAICompatible:
             if job.suffix:
                 body["suffix"] = job.suffix
             if job.top_logprobs is not None:
-                body["logprobs"] = job.top_logprobs
+                body["logprobs"] = max(self.quirks.least_top_logprobs, job.top_logprobs)
         else:
             body["messages"] = [encode_message(message, self.quirks) for message in job.messages]
             self._tools(job, body)
             if job.top_logprobs is not None:
                 body["logprobs"] = True
-                body["top_logprobs"] = job.top_logprobs
+                body["top_logprobs"] = max(self.quirks.least_top_logprobs, job.top_logprobs)
         self._sampling(job, "max_tokens" if prompts else self.quirks.chat_cap, body)
         self._output(job, body)
         if job.n > 1:

@@ -129,8 +129,9 @@ def read_arguments(raw: msgspec.Raw) -> str:
     return _read_text(data) if data.startswith(b'"') else data.decode()
 
 
-def read_logprobs(raw: msgspec.Raw) -> tuple[TokenLogprob, ...]:
-    """Logprobs of chat's or of legacy completions' form; () for null.
+def read_logprobs(raw: msgspec.Raw, top: int) -> tuple[TokenLogprob, ...]:
+    """Logprobs of chat's or of legacy completions' form; () for null. `top`: alternatives that were asked; of chat's form no
+    more are told, of the legacy form the chosen token may be one more.
 
     Raises:
         ValueError: neither form.
@@ -139,7 +140,7 @@ def read_logprobs(raw: msgspec.Raw) -> tuple[TokenLogprob, ...]:
         return ()
     wire = _read_logprobs(raw)
     if wire.content is not None:
-        return token_logprobs(wire.content)
+        return token_logprobs(wire.content, top)
     tops = wire.top_logprobs or []
     return tuple(
         TokenLogprob(
@@ -156,14 +157,14 @@ def read_logprobs(raw: msgspec.Raw) -> tuple[TokenLogprob, ...]:
     )
 
 
-def token_logprobs(tokens: Sequence[TokenWire]) -> tuple[TokenLogprob, ...]:
-    """Logprobs of chat's form."""
-    return tuple(_token(token) for token in tokens)
+def token_logprobs(tokens: Sequence[TokenWire], top: int) -> tuple[TokenLogprob, ...]:
+    """Logprobs of chat's form, with at most `top` alternatives."""
+    return tuple(_token(token, top) for token in tokens)
 
 
-def _token(wire: TokenWire) -> TokenLogprob:
-    top = tuple(
+def _token(wire: TokenWire, top: int) -> TokenLogprob:
+    others = tuple(
         Candidate(one.token, bytes(one.bytes) if one.bytes is not None else one.token.encode(), one.logprob)
-        for one in wire.top_logprobs or ()
+        for one in (wire.top_logprobs or ())[:top]
     )
-    return TokenLogprob(wire.token, bytes(wire.bytes) if wire.bytes is not None else wire.token.encode(), wire.logprob, top)
+    return TokenLogprob(wire.token, bytes(wire.bytes) if wire.bytes is not None else wire.token.encode(), wire.logprob, others)

@@ -46,7 +46,8 @@ _QUIRKS = (
         base64_vectors=True,
     ),
     # llama.cpp's `/v1`: best_of and suffix must not even be present; logit_bias pairs work on all versions; the object
-    # form of tool_choice is not read; with n > 1 or several prompts usage is each choice's own (seen in xllamacpp).
+    # form of tool_choice is not read; without alternatives it tells no logprobs; with n > 1 or several prompts usage is each
+    # choice's own (both seen in xllamacpp).
     Quirks(
         "llamacpp",
         adds=_LLAMA | {"grammar"} | _RERANK,
@@ -58,6 +59,7 @@ _QUIRKS = (
         grammar_field=("grammar",),
         base64_vectors=True,
         usage_per_choice=True,
+        least_top_logprobs=1,
     ),
     # Ollama's `/v1`; prefer the native dialect: here an error in mid-stream is lost upstream.
     Quirks(

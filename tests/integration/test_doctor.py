@@ -74,6 +74,22 @@ async def test_a_server_that_refuses_the_cap_that_the_gateway_chooses_is_named()
                 assert finding.startswith("output cap: it refuses the 1024 tokens") and "'m'" in finding
 
 
+async def test_a_server_of_another_dialect_is_reachable_and_named_so():
+    with lying_upstream() as url:
+        [found] = await examine([Deployment("d", "truth", "tgi", base_url=url.removesuffix("/v1") + "/nowhere")], 5)
+    assert found.reachable == "yes"
+    assert any(one.startswith("it answers, but not as its dialect says") for one in found.findings), found.findings
+    [gone] = await examine([Deployment("d", "truth", "tgi", base_url=f"http://127.0.0.1:{free_port()}")], 5)
+    assert (gone.reachable, len(gone.findings)) == ("no", 1)
+
+
+async def test_an_object_that_the_probe_cuts_is_not_judged():
+    with lying_upstream("unfinished") as url:
+        found = await report(url)
+    assert found.schema == "unfinished"
+    assert found.findings == []
+
+
 def configuration(tmp_path, url: str) -> str:
     deployments = {"d": {"dialect": "openai_compatible", "base_url": url, "model": "truth"}}
     tree = {"state_dir": str(tmp_path), "deployments": deployments, "models": {"m": {"tiers": [["d"]]}}}

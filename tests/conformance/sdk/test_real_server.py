@@ -111,6 +111,18 @@ def test_chat_logprobs_and_several_choices(sdk: openai.OpenAI, model: str) -> No
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 6
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_logprobs_without_alternatives(sdk: openai.OpenAI, model: str) -> None:
+    asked: dict[str, Any] = {"model": model, "max_tokens": 3, "temperature": 0}
+    said = [{"role": "user", "content": "q"}]
+    for more in ({}, {"top_logprobs": 0}):
+        choice = sdk.chat.completions.create(messages=said, logprobs=True, **more, **asked).choices[0]  # type: ignore[arg-type]
+        assert choice.logprobs is not None and choice.logprobs.content is not None
+        assert [one.top_logprobs for one in choice.logprobs.content] == [[], [], []]
+    old = sdk.completions.create(prompt="q", logprobs=0, **asked).choices[0]
+    assert old.logprobs is not None and old.logprobs.tokens == ["q", "q", "q"]
+
+
 def test_a_suffix(sdk: openai.OpenAI) -> None:
     answer = sdk.completions.create(model="native", prompt="return ", suffix="\n", max_tokens=20, temperature=0)
     assert answer.choices[0].text == GAP
