@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from backends import registry
-from backends.core.capabilities import DROPPABLE, LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
+from backends.core.capabilities import CAPABILITY_NAMES, DROPPABLE, LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
 from backends.engines import kinds
-from gateway.config.compiler import CAPABILITY_NAMES
 from gateway.protocols.openai_wire import IGNORED
 
 _HEAD = """\

@@ -85,7 +85,7 @@ def _set(chosen: argparse.Namespace) -> int:
     from gateway.admin.shapes import micros
     from gateway.auth.keystore import by_cli
     from gateway.auth.prices import priced
-    from gateway.config.compiler import compiled_price
+    from gateway.config.compiled_prices import compiled_price
 
     found = configuration(chosen)
     fields = {name: getattr(chosen, name) for name in ("model", "deployment", "input", "cached_input", "output", "valid_from")}

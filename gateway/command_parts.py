@@ -145,7 +145,7 @@ def limits(texts: Sequence[str], found: Configuration) -> tuple[KeyLimit, ...]:
     Raises:
         Refused: one is no limit.
     """
-    from gateway.config.dynamic import Limit
+    from gateway.config.entries import Limit
 
     entries: list[Limit] = []
     for text in texts:

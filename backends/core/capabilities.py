@@ -26,6 +26,25 @@ OPENAI_SAMPLING = frozenset(
 LOCAL_SAMPLING = frozenset(Sampling.__struct_fields__) - OPENAI_SAMPLING
 #: What a conversation with tools may ask.
 TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+#: Every name that a configuration's `capabilities` may add or take away: what `asked` can ask.
+CAPABILITY_NAMES = (
+    OPENAI_SAMPLING
+    | LOCAL_SAMPLING
+    | TOOLS
+    | {
+        "chat",
+        "completions",
+        "embeddings",
+        "dimensions",
+        "token_input",
+        "n",
+        "grammar",
+        "regex",
+        "reasoning_effort",
+        "logprobs",
+    }
+    | {"response_format.json_object", "response_format.json_schema", "suffix", "image_url", "rerank"}
+)
 _DEFAULT_SAMPLING = Sampling()
 #: Capabilities that are forms of the answer, which clients ask for by several names.
 _FORMS = frozenset({"grammar", "regex", "response_format"})

@@ -17,8 +17,9 @@ from gateway.auth.keys import PUBLIC_BYTES
 from gateway.auth.overlay import dated_prices
 from gateway.auth.prices import priced
 from gateway.auth.records import PriceRecord, declares_price
-from gateway.config.compiler import compiled_price
-from gateway.config.dynamic import Instant, Name, PriceEntry, Usd
+from gateway.config.compiled_prices import compiled_price
+from gateway.config.dynamic import PriceEntry
+from gateway.config.entries import Instant, Name, Usd
 from gateway.config.shown_limits import usd_per_million
 from gateway.config.snapshot import Snapshot
 from gateway.domain.money import price_at

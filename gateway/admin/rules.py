@@ -19,7 +19,7 @@ from gateway.admin.standing import LimitView, Scope, standing
 from gateway.auth.authenticate import holder_of, with_shared_limits
 from gateway.auth.records import OwnerKind
 from gateway.config.compiled_limits import GATEWAY
-from gateway.config.dynamic import Entry
+from gateway.config.entries import Entry
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import LimitSpec, Principal
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from backends.core.errors import BadRequest
 from gateway.auth.records import LIMITS_MAX, MODELS_MAX, KeyLimit, stored_limits
 from gateway.config.compiled_limits import compile_limits
-from gateway.config.dynamic import Entry, Instant, Limit, Name, Zone
+from gateway.config.entries import Entry, Instant, Limit, Name, Zone
 from gateway.config.shown_limits import shown_limit
 from gateway.config.snapshot import Snapshot
 from gateway.domain.principal import LimitSpec

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gateway.config.dynamic import Limit
+from gateway.config.entries import Limit
 from gateway.domain.principal import LimitSpec, Period, Unit
 
 _WINDOW_MS = {"second": 1000, "minute": 60_000, "hour": 3_600_000, "day": 86_400_000}

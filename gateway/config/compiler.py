@@ -5,59 +5,39 @@ Pure but for the secrets and templates it is handed a `resolve` for.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Collection, Iterable, Mapping
-from decimal import Decimal
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from backends import registry
-from backends.core.capabilities import LOCAL_SAMPLING, OPENAI_SAMPLING, Capabilities
+from backends.core.capabilities import CAPABILITY_NAMES, Capabilities
 from backends.core.request import Sampling
 from backends.dialects.server_quirks import QUIRKS
 from backends.engines import kinds
 from backends.templates.families import FAMILIES
 from backends.templates.families import named as _builtin
 from backends.templates.sources import Source
+from gateway.config.addresses import bad_url
 from gateway.config.compiled_engines import compile_engine
 from gateway.config.compiled_limits import ANY_KEY, ANY_USER, GATEWAY, compile_limits
+from gateway.config.compiled_prices import compiled_price, micros
 from gateway.config.dynamic import (
     DefaultsEntry,
     DeploymentEntry,
     Dynamic,
     EngineEntry,
-    Limit,
     ModelEntry,
-    PriceEntry,
     TeamEntry,
     TokenizerEntry,
 )
+from gateway.config.entries import Limit
 from gateway.config.model_files import tokenizer_problem
 from gateway.config.problems import KeyPath
 from gateway.config.secrets import BadReference, resolve_reference
 from gateway.config.snapshot import EngineSpec, Snapshot, Team
 from gateway.config.templates import find as find_template
 from gateway.config.validation import suggestion
-from gateway.domain.money import PICO_PER_USD_PER_MILLION
 from gateway.domain.principal import LimitSpec, Principal
 from gateway.domain.route import Deployment, Price, Route, Timeouts
-
-#: Every name that `capabilities` may add or take away: what `backends.core.capabilities.asked` can ask.
-CAPABILITY_NAMES = (
-    OPENAI_SAMPLING
-    | LOCAL_SAMPLING
-    | {"chat", "completions", "embeddings", "dimensions", "token_input", "n", "tools", "tool_choice", "parallel_tool_calls"}
-    | {
-        "grammar",
-        "regex",
-        "response_format.json_object",
-        "response_format.json_schema",
-        "reasoning_effort",
-        "logprobs",
-        "suffix",
-    }
-    | {"image_url", "rerank"}
-)
 
 
 class Compiler:
@@ -180,7 +160,7 @@ class Compiler:
         return engine.slots + 1 if engine is not None and entry.max_in_flight is None else entry.max_in_flight
 
     def _later_prices(self, path: KeyPath, entry: DeploymentEntry) -> tuple[tuple[int, Price], ...]:
-        dated = [(_micros(one.valid_from), compiled_price(one)) for one in entry.prices]
+        dated = [(micros(one.valid_from), compiled_price(one)) for one in entry.prices]
         for number, (at, _) in enumerate(dated):
             if at in [other for other, _ in dated[:number]]:
                 self._report((*path, "prices", number, "valid_from"), "two prices begin at this instant", "remove one of them")
@@ -208,7 +188,7 @@ class Compiler:
             self._report(
                 (*path, "base_url"), "the key is missing", "add the server's address, such as http://127.0.0.1:8000/v1"
             )
-        elif reason := _bad_url(entry.base_url):
+        elif reason := bad_url(entry.base_url):
             self._report((*path, "base_url"), *reason)
 
     def _pair(self, path: KeyPath, dialect: str, quirks: str) -> None:
@@ -383,7 +363,7 @@ class Compiler:
                 org_id=(team.organisation or "") if team is not None else "",
                 user=entry.user or "",
                 limits=self._limits(own, f"key:{entry.name}", path if entry.limits is not None else ("keys", "default")),
-                expires_us=None if entry.expires is None else _micros(entry.expires),
+                expires_us=None if entry.expires is None else micros(entry.expires),
                 usage_on_finish=entry.usage_on_finish,
                 default_model=entry.default_model or "",
             )
@@ -410,37 +390,5 @@ def _listed(names: Collection[str]) -> str:
     return ", ".join(sorted(names)[:20]) or "none"
 
 
-def _bad_url(url: str) -> tuple[str, str] | None:
-    """Problem and mend of a base URL; the URL itself may hold a secret and is not repeated."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "it is not a valid address", "write http://host:port/path"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return "it is not an http:// or https:// address", "write http://host:port/path"
-    if parts.username is not None or parts.password is not None:
-        return "it carries credentials", "remove them and write `credential: env:NAME`"
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        return "it has a query or a fragment", "end it with the path, such as /v1"
-    if port == 0 or not url.isascii() or any(char.isspace() or not char.isprintable() for char in url):
-        return "it is not a valid address", "write http://host:port/path in ASCII"
-    return None
-
-
-def compiled_price(price: PriceEntry) -> Price:
-    """A price in pico-USD per token; cached input costs as input where nothing is said of it."""
-    cached = price.input if price.cached_input is None else price.cached_input
-    return Price(_pico(price.input), _pico(cached), _pico(price.output))
-
-
-def _pico(usd_per_million: Decimal) -> int:
-    return int(usd_per_million * PICO_PER_USD_PER_MILLION)
-
-
 def _sampling(defaults: DefaultsEntry) -> Sampling:
     return Sampling(**{name: value for name, value in defaults.model_dump().items() if value is not None})
-
-
-def _micros(instant: datetime.datetime) -> int:
-    return (instant - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from gateway.config.dynamic import Dynamic, Limit
+from gateway.config.dynamic import Dynamic
+from gateway.config.entries import Limit
 from gateway.config.static import ENV_PREFIX, Static
 
 _HEAD = """# Configuration

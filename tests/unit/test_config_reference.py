@@ -8,7 +8,8 @@ import pytest
 from backends import registry
 from backends.engines.llamacpp.settings import LlamaOptions
 from gateway.config.document import Document, read_document
-from gateway.config.dynamic import Dynamic, EngineEntry, Limit
+from gateway.config.dynamic import Dynamic, EngineEntry
+from gateway.config.entries import Limit
 from gateway.config.loader import parse
 from gateway.config.problems import KeyPath, dotted
 from gateway.config.reference import Key, keys, page, variable

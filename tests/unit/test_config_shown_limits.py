@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.config.compiled_limits import compile_limits
-from gateway.config.dynamic import Limit
+from gateway.config.entries import Limit
 from gateway.config.shown_limits import limit_text, shown_limit, usd, usd_per_million
 from gateway.domain.principal import LimitSpec
 
