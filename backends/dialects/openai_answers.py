@@ -67,6 +67,7 @@ class GenerationDecoder(AnswerDecoder):
     def __init__(self, job: GenerationRequest, quirks: Quirks) -> None:
         super().__init__(EventsOrBody(by_line=quirks.by_line))
         self._job = job
+        self._expected = job.choices
         self._quirks = quirks
         self._infer_length = quirks.infer_length == "always" or (quirks.infer_length == "completions" and bool(job.prompts))
         #: Text needs no second look before its choice's finish.
@@ -79,7 +80,7 @@ class GenerationDecoder(AnswerDecoder):
     def _stopped(self, out: list[Event], *, inside: bool) -> None:
         clean = self._quirks.terminator
         finished = self._choices and all(choice.reason for choice in self._choices.values())
-        if clean == "close" or (clean == "finish" and finished and len(self._choices) >= self._job.choices):
+        if clean == "close" or (clean == "finish" and finished and len(self._choices) >= self._expected):
             self._end(out)
         else:
             super()._stopped(out, inside=inside)
@@ -191,20 +192,20 @@ class GenerationDecoder(AnswerDecoder):
 
     def _tell(self, chunk: Chunk) -> None:
         """Keep the usage told: the latest, or with `usage_per_choice` one for each choice."""
-        if not self._quirks.usage_per_choice or self._job.choices == 1:
+        if not self._quirks.usage_per_choice or self._expected == 1:
             self._usages.clear()
         self._usages.append((chunk.choices[0].index // self._job.n if chunk.choices else 0, chunk.usage))
         if chunk.prompt_token is not EMPTY:
             self._prompt_tokens = count_ids(chunk.prompt_token)
 
     def _usage(self) -> Usage | None:
-        wanted = self._job.choices if self._quirks.usage_per_choice else 1
+        wanted = self._expected if self._quirks.usage_per_choice else 1
         told = [(prompt, read_usage(raw, spoke=self._begun, prompt=self._prompt_tokens)) for prompt, raw in self._usages]
         return add_usage(told) if len(told) == wanted else None
 
     def _open(self, index: int, out: list[Event]) -> _Choice | None:
-        if not 0 <= index < self._job.choices:
-            self._fail(failures.protocol(f"choice {index} of {self._job.choices}"), out)
+        if not 0 <= index < self._expected:
+            self._fail(failures.protocol(f"choice {index} of {self._expected}"), out)
             return None
         cutter = StopCutter(self._job.sampling.stop) if self._quirks.cut_stops and self._job.sampling.stop else None
         choice = self._choices[index] = _Choice(index, CallPieces(index, self._ids), cutter)
@@ -301,15 +302,15 @@ class GenerationDecoder(AnswerDecoder):
         most = self._job.sampling.max_tokens
         if most is None:
             return False
-        if usage is not None and self._job.choices == 1:
+        if usage is not None and self._expected == 1:
             return usage.output_tokens >= most
         return self._quirks.token_chunks and choice.texts >= most
 
     def _end(self, out: list[Event]) -> None:
         """The clean end: what the backend left unsaid is settled."""
         usage = self._usage()
-        if self._choices and len(self._choices) < self._job.choices:
-            self._fail(failures.protocol(f"{len(self._choices)} choices instead of {self._job.choices}"), out)
+        if self._choices and len(self._choices) < self._expected:
+            self._fail(failures.protocol(f"{len(self._choices)} choices instead of {self._expected}"), out)
             return
         if not self._choices:
             self._fail(failures.truncated("an answer without any choice"), out)

@@ -237,7 +237,9 @@ def encode_message(message: Message, quirks: Quirks) -> dict[str, object]:
     role = "system" if message.role == "developer" and not quirks.developer_role else message.role
     wire: dict[str, object] = {"role": role}
     parts = message.parts
-    if all(isinstance(part, Text) for part in parts) and (len(parts) < 2 or quirks.string_content):
+    if len(parts) == 1 and type(parts[0]) is Text:
+        wire["content"] = parts[0].text
+    elif all(isinstance(part, Text) for part in parts) and (not parts or quirks.string_content):
         if parts or not (message.tool_calls or message.refusal):
             wire["content"] = message.text
     else:

@@ -131,7 +131,7 @@ class _Opened(AbstractAsyncContextManager[Batches]):
         job = backend.resolve(self._job)
         if leaving is not None and not leaving.join(self):
             raise UpstreamUnavailable("The client has left.")
-        prompts = await backend.prompts(job)
+        prompts = await backend.prompts(job) if backend.dialect.needs_prompt else ()
         request = backend.dialect.encode(job, prompts)
         sending = self._sending = backend.transport.send(request, backend.timeouts)
         try:

@@ -146,12 +146,10 @@ def admit_args(script: Script, id: str, asked: Asked, lease_ms: int, deadline_us
 
 def settle_args(script: Script, closing: Closing, *, again: int) -> Args:
     """EVALSHA of a settlement, or with the sweep script of a reservation whose lease is over or whose holder is (`again`)."""
-    numbers: list[int] = [closing.epoch, closing.admitted_us, again]
-    keys = []
-    for rule, actual in zip(closing.rules, closing.actual, strict=True):
-        numbers += (_CODE[rule.kind], rule.window_ms, actual)
-        keys.append(counter_key(rule.name))
-    packed = _doubles(len(numbers)).pack(*numbers)
+    used = zip(closing.rules, closing.actual, strict=True)
+    numbers = [number for rule, actual in used for number in (_CODE[rule.kind], rule.window_ms, actual)]
+    keys = [counter_key(rule.name) for rule in closing.rules]
+    packed = _doubles(3 + len(numbers)).pack(closing.epoch, closing.admitted_us, again, *numbers)
     fixed: Args = ("EVALSHA", script.sha, 5 + len(keys), reservation_key(closing.id), LIVE, META, COMMITTED, STREAM)
     return (*fixed, *keys, closing.id, packed, closing.row, closing.worker, closing.seq)
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 from gateway.limits.breaker import Breaker
@@ -104,7 +105,6 @@ class Link:
         self._down = asyncio.Event()
         self._down.set()
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self.offset_us = 0
         """Server clock minus this loop's clock, learnt from replies; never above the truth by more than its drift."""
         self.known_offset = False
@@ -121,12 +121,10 @@ class Link:
         """Whether everything that was said has been answered."""
         return not self._queue and not self._unanswered
 
-    @property
+    @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop that it runs in, asked for once: `get_running_loop` asks the kernel for the process each time."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        return self._loop
+        return asyncio.get_running_loop()
 
     def now_us(self) -> int:
         """The server's clock."""

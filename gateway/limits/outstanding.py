@@ -164,9 +164,7 @@ class Outstanding:
 
     def arrived(self, command: _Settle, closing: Closing, answer: SettleReply) -> None:
         """Redis took one."""
-        assert self._link is not None
         self._on_the_way -= 1
-        self._link.learn(answer.now_us)
         self.overruns += answer.overruns
         self.seen(answer.epoch)
         held = self._held

@@ -26,6 +26,9 @@ ITL_BOUNDS_US = (1_000, 2_500, 5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 3
 KEPT_BYTES = 1 << 20
 
 
+_TEXTS = frozenset({TextDelta, ReasoningDelta, RefusalDelta})
+
+
 class AttemptRecord:
     """One try on one deployment. `error` None = it answered. Instants are monotonic µs.
 
@@ -102,7 +105,7 @@ class Tally(msgspec.Struct, eq=False):
         failure: Failure | None = None
         for event in batch:
             kind = type(event)
-            if kind is TextDelta or kind is ReasoningDelta or kind is RefusalDelta:
+            if kind in _TEXTS:
                 fresh += 1
                 text: str = event.text  # type: ignore[union-attr]
                 self.delta_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
