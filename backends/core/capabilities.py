@@ -120,7 +120,7 @@ def missing(job: Job, capabilities: Capabilities) -> frozenset[str]:
         and _beside(job) == _PLAIN
         and _local(job.sampling) == _NO_LOCAL
         and capabilities >= _USUAL
-        and not job.images
+        and ("image_url" in capabilities or not job.images)
     ):
         return _NOTHING
     return asked(job) - capabilities
