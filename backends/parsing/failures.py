@@ -32,7 +32,8 @@ _MAX_BODY = 65536
 _MAX_DETAIL = 4096
 _MAX_RETRY_AFTER_MS = 24 * 3600 * 1000
 _CONTEXT = re.compile(
-    r"(?i)(?:maximum|max|model'?s?|available) context|context[ _](?:length|size|window)|exceed_context"
+    r"(?i)(?:maximum|max|model'?s?|available) context|context[ _](?:length|size|window|limit)|exceed_context"
+    r"|\bexceeds? (?:the )?(?:maximum|max|model|limit)[^.]{0,30}(?:(?:input|prompt|sequence) length|tokens)"
     r"|prompt is too long|too many (?:input )?tokens|max_(?:model|seq|input)_len|`?inputs`?.{0,60}must (?:be|have) "
     r"(?:<=|less than)?.{0,30}tokens|must be <= \d+"
 )
@@ -57,6 +58,7 @@ _BY_NAME = {
 #: TGI's names of a generation that broke off.
 _INCOMPLETE = frozenset({"incomplete_generation", "incomplete_generation_stream"})
 #: FastChat's own numbers (fastchat/constants.py ErrorCode, 0.2.36); others are their hundreds.
+_FASTCHAT_CODES = {40301: "model_not_found", 40303: "context_length_exceeded"}
 _FASTCHAT = {40301: 404, 40302: 400, 40303: 400, 50005: 503, 50006: 504}
 
 
@@ -126,7 +128,7 @@ def _read(value: dict[str, Any], raw: str) -> Envelope:
     return Envelope(
         message=message,
         type=_text(value.get("type")),
-        code="context_length_exceeded" if code == 40303 else _text(code),
+        code=_FASTCHAT_CODES.get(code, "") if type(code) is int else _text(code),
         param=_text(value.get("param")),
         status=number,
         raw=raw,
