@@ -53,7 +53,7 @@ _BY_NAME = {
     "not_found_error": 404, "notfounderror": 404, "model_not_found": 404, "authentication_error": 401, "invalid_api_key": 401,
     "permission_error": 403, "rate_limit_error": 429, "rate_limit_exceeded": 429, "insufficient_quota": 429, "overloaded": 429,
     "overloaded_error": 529, "unavailable_error": 503, "serviceunavailableerror": 503, "timeout_error": 504,
-    "request_too_large": 413, "billing_error": 402,
+    "engine_overloaded": 503, "invalid_model": 404, "request_too_large": 413, "billing_error": 402,
 }  # fmt: skip
 #: TGI's names of a generation that broke off.
 _INCOMPLETE = frozenset({"incomplete_generation", "incomplete_generation_stream"})
