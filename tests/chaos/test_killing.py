@@ -181,8 +181,8 @@ async def test_a_worker_loses_only_its_own_connections_and_is_made_again(gateway
     await until(lambda: len(workers(gateway)) == WORKERS and victim.pid not in [one.pid for one in workers(gateway)])
     (seen,) = gateway.upstream.of("words-1000-d20")[-1:]
     assert seen.closed is not None
-    assert (await whole(gateway, "words-3", ONE)).status_code == 429  # its lease outlives it, bounded
-    (row,) = await asyncio.to_thread(gateway.rows, 1, outcome="abandoned", key_id="one", since_us=since, within_s=22)
+    # settled from what it left behind, and its slot is free: long before its lease of 15 s ends
+    (row,) = await asyncio.to_thread(gateway.rows, 1, outcome="abandoned", key_id="one", since_us=since, within_s=10)
     assert (row["model"], row["usage_source"]) == ("words-1000-d20", "estimated")
     assert (await whole(gateway, "words-3", ONE)).status_code == 200
 
