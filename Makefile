@@ -54,7 +54,7 @@ soak: install-test
 
 # llama.cpp's own server is a binary that you name: make bench-engines LLAMA_SERVER=/path/to/llama-server
 bench-engines: install-test
-	@$(VENV_PYTHON) -m tests.bench.engines --long $(if $(LLAMA_SERVER),--server $(LLAMA_SERVER))
+	@$(VENV_PYTHON) -m tests.bench.engines $(if $(LLAMA_SERVER),--server $(LLAMA_SERVER))
 	@$(VENV_PYTHON) -m tests.bench.vllm_row
 
 clean:

@@ -1,13 +1,13 @@
 """The llama.cpp pool, alone and through the whole gateway, against llama.cpp's own server, as streams: `make bench-engines`.
 
-    python -m tests.bench.engines --server /path/to/llama-server [--threads 1] [--rounds 3] [--tokens 64] [--long]
+    python -m tests.bench.engines --server /path/to/llama-server [--rounds 3] [--tokens 64] [--parts long] [--who pool]
 
 Same weights, threads, slots and context; all run at once and take turns, and every round's ratio is taken by itself.
 Two workloads: prompts that nobody has seen, and prompts with a long beginning in common, which both sides may keep.
 Told are tokens per second (of time, and of CPU time of the contender's whole process tree: that hardly minds a busy
-machine), the time to the first token and between two tokens. `--long` adds how much a stream's tokens are held up while
-others' prompts of some 4,000 tokens are read. Without `--server` the server is the one inside xllamacpp, built without
-this machine's own instructions: no fair opponent.
+machine), the time to the first token and between two tokens. The part `long` tells how much a stream's tokens are held up
+while others' prompts of some 4,000 tokens are read, for each of `--who`. Without `--server` the server is the one inside
+xllamacpp, built without this machine's own instructions: no fair opponent.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def alike(rng: random.Random, count: int) -> list[str]:
     return [f"{beginning} {prompt(rng)}" for _ in range(count)]
 
 
-WORKLOADS = {"unseen prompts": unseen, "a shared beginning": alike}
+WORKLOADS = {"unseen": ("unseen prompts", unseen), "shared": ("a shared beginning", alike)}
+WHO = ("server", "pool", "gateway")
+PARTS = (*WORKLOADS, "long")
 
 
 def configuration(gguf: str, threads: int, redis_url: str) -> dict[str, object]:
@@ -175,7 +177,7 @@ async def contenders(stack: AsyncExitStack, asked: argparse.Namespace, folder: P
 Workloads = Mapping[str, Callable[[random.Random, int], list[str]]]
 
 
-async def compare(who: dict[str, Contender], asked: argparse.Namespace, workloads: Workloads = WORKLOADS) -> None:
+async def compare(who: dict[str, Contender], asked: argparse.Namespace, workloads: Workloads) -> None:
     """Each workload at every number of parallel streams, in turns."""
     rng = random.Random(1)
     for contender in who.values():
@@ -217,7 +219,7 @@ def part(values: Sequence[float], q: float) -> float:
     return values[min(len(values) - 1, int(q * len(values)))] if values else 0.0
 
 
-async def beside_long_prompts(who: dict[str, Contender], asked: argparse.Namespace) -> None:
+async def beside_long_prompts(who: dict[str, Contender]) -> None:
     """How much the gaps of a running stream grow while long prompts are read beside it."""
     rng = random.Random(2)
     rows = []
@@ -241,9 +243,9 @@ async def measure(asked: argparse.Namespace) -> None:
         async with AsyncExitStack() as stack:
             who = await contenders(stack, asked, Path(folder))
             print(f"threads {asked.threads}, slots {SLOTS}, context {CONTEXT}, load {os.getloadavg()[0]:.1f}")
-            await compare(who, asked)
-            if asked.long:
-                await beside_long_prompts(who, asked)
+            await compare(who, asked, dict(WORKLOADS[part] for part in asked.parts if part in WORKLOADS))
+            if "long" in asked.parts:
+                await beside_long_prompts({name: who[name] for name in asked.who})
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -254,8 +256,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--server", default="", help="a llama-server binary")
     parser.add_argument("--parallel", type=lambda text: tuple(map(int, text.split(","))), default=PARALLEL, metavar="N,N")
-    parser.add_argument("--long", action="store_true", help="the stream beside long prompts too")
-    asyncio.run(measure(parser.parse_args(words)))
+    parser.add_argument("--who", type=lambda text: tuple(text.split(",")), default=WHO, help=f"of {', '.join(WHO)}")
+    parser.add_argument("--parts", type=lambda text: tuple(text.split(",")), default=PARTS, help=f"of {', '.join(PARTS)}")
+    asked = parser.parse_args(words)
+    if unknown := (set(asked.parts) - set(PARTS)) | (set(asked.who) - set(WHO)):
+        parser.error(f"not known: {', '.join(sorted(unknown))}")
+    asyncio.run(measure(asked))
     return 0
 
 

@@ -127,6 +127,24 @@ async def test_fewer_bits(python: Path, model: Path, bits: str) -> None:
         assert isinstance(got[-1], Usage)
 
 
+WITHOUT_BITS = """
+import sys
+sys.modules["bitsandbytes"] = None
+from backends.engines.transformers.loading import Loaded
+from backends.engines.transformers.settings import TransformersOptions
+try:
+    Loaded(sys.argv[1], TransformersOptions(quantization="8bit"))
+except Exception as error:
+    print("SAID", type(error).__name__, error)
+"""
+
+
+def test_fewer_bits_without_bitsandbytes_are_refused_in_words(python: Path, model: Path) -> None:
+    root = Path(__file__).parents[2]
+    out = subprocess.run([python, "-c", WITHOUT_BITS, str(model)], capture_output=True, text=True, cwd=root, check=True).stdout
+    assert "SAID EngineLoadFailed" in out and "8bit needs bitsandbytes: pip install" in out
+
+
 async def test_a_model_with_an_encoder(python: Path, model: Path, tmp_path: Path) -> None:
     subprocess.run([python, "-c", SEQ2SEQ, str(model), str(tmp_path)], check=True, capture_output=True)
     async with running(python, tmp_path) as engine:

@@ -158,6 +158,14 @@ def test_llama_swap_becomes_lazy_engines_and_remote_deployments():
     assert "sk-theirs" not in made.text()
 
 
+@pytest.mark.parametrize("command", ["--reranking", "--embedding --pooling rank", "--embeddings --rerank"])
+def test_rerankers_stay_rerankers(command):
+    found = snapshot(import_llama_swap(f'models: {{r: {{cmd: "llama-server -m r.gguf {command}"}}}}'.encode()))
+    assert found.engines["r"].options == {"rerank": True}
+    entry = "{model_name: r, litellm_params: {model: openai/r, api_base: 'http://h/v1'}, model_info: {mode: rerank}}"
+    assert snapshot(import_litellm(f"model_list: [{entry}]".encode())).deployments["r"].adds == {"rerank"}
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

@@ -89,6 +89,7 @@ class Sampler:
                 raise BadRequest("The grammar cannot be read.", param="grammar")
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         self._ends_banned = 0
+        self._likeliest = grammar is None and _only_likeliest(sampling)
         try:
             self._add_biases(sampling)
         except BadRequest:
@@ -168,9 +169,21 @@ class Sampler:
         if 0 < self._ends_banned <= made:
             llama.llama_sampler_free(llama.llama_sampler_chain_remove(self._chain, 0))
             self._ends_banned = 0
+        if self._likeliest:
+            return self._best(context, row)
         if self._grammar is None:
             return int(llama.llama_sampler_sample(self._chain, context, row))
         return self._sample_by_grammar(context, row)
+
+    def _best(self, context: object, row: int) -> int:
+        """What the chain would choose, without a candidate for each token of the vocabulary: a tenth of the time."""
+        logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, row), (self._model.size,))
+        token = int(logits.argmax())
+        if self._ends_banned and self._model.ends_generation(token):
+            rest = logits.copy()
+            rest[self._model.ends] = _BAN
+            token = int(rest.argmax())
+        return token
 
     def _sample_by_grammar(self, context: object, row: int) -> int:
         logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, row), (self._model.size,))
@@ -212,6 +225,13 @@ class Sampler:
         llama.llama_sampler_free(self._chain)
         if self._grammar is not None:
             llama.llama_sampler_free(self._grammar)
+
+
+def _only_likeliest(sampling: Sampling) -> bool:
+    """Whether the largest logit decides, but for ends that are banned."""
+    temperature = 0.8 if sampling.temperature is None else sampling.temperature
+    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty not in (None, 1.0)
+    return temperature <= 0 and not sampling.logit_bias and not penalties
 
 
 def _array(entries: np.ndarray) -> llama.llama_token_data_array:

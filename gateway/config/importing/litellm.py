@@ -98,6 +98,8 @@ def _entry(made: Imported, where: str, entry: Mapping[str, Any], policy: str, *,
         one["timeouts"] = timeouts
     if price := _price({**params, **mapping(entry.get("model_info"))}):
         one["price"] = price
+    if mapping(entry.get("model_info")).get("mode") == "rerank":
+        one["capabilities"] = {"adds": ["rerank"]}
     made.tree["deployments"][id] = one
     known = made.tree["models"].setdefault(name, {"policy": policy, "tiers": [[]]})
     known["tiers"][0].append(id)

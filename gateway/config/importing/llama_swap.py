@@ -32,6 +32,8 @@ _ENGINE: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 _SWITCHES: Mapping[str, tuple[str, object]] = {
     "--embedding": ("embedding", True),
     "--embeddings": ("embedding", True),
+    "--rerank": ("rerank", True),
+    "--reranking": ("rerank", True),
     "--no-mmap": ("mmap", False),
 }
 _SAMPLING: Mapping[str, tuple[str, Callable[[str], Any]]] = {
@@ -159,6 +161,8 @@ def _engine(
     ttl = theirs.get("globalTTL", 0) if not isinstance(ttl, int) or ttl < 0 else ttl
     if isinstance(ttl, int) and ttl > 0:
         engine["idle_unload_s"] = ttl
+    if found.pop("rerank", False) or found.get("pooling") == "rank":  # theirs is an embedder whose pooling is `rank`
+        found = {name: value for name, value in found.items() if name not in ("embedding", "pooling")} | {"rerank": True}
     options = {name: found.pop(name) for name in ("mmap", "pooling") if name in found}
     family = found.pop("family", "")
     if family in FAMILIES:
