@@ -243,6 +243,20 @@ def test_what_sleeping_calls_is_there(python: Path) -> None:
     assert "SLEEP level True True True True" in out
 
 
+async def test_a_full_cache_is_vllms_to_plan_and_every_answer_is_whole(python: Path, model: Path) -> None:
+    """Four answers of which the cache holds about one: vLLM lets some wait, or computes them again."""
+    arguments = {**ARGUMENTS, "num_gpu_blocks_override": 9, "enable_prefix_caching": False}
+    endless = Sampling(temperature=0.0, max_tokens=400, ignore_eos=True)
+    async with running(python, model, arguments=arguments) as client:
+        answers = await asyncio.gather(*(events(client, chat(QUESTION, sampling=endless)) for _ in range(4)))
+        for got in answers:
+            assert Finish("length") in got
+            assert isinstance(got[-1], Usage) and got[-1].output_tokens == 400
+        stats = await client.stats()
+        assert stats["running"] == stats["queued"] == 0
+        assert 0 < stats["kv_size"] < 4 * 400  # type: ignore[operator]
+
+
 async def test_embeddings_by_the_pooling_runner(python: Path, model: Path) -> None:
     async with running(python, model, embedding=True) as client:
         inputs = (Prompt("Hello"), Prompt("What is the capital of Italy?"), Prompt("Hello"))

@@ -31,18 +31,54 @@ def test_alone_the_pace_never_varies() -> None:
 
 def test_beside_decodes_a_step_is_stretched_no_further_than_said() -> None:
     pace = Pace(alone=128, beside=64, stretch=3.0)
-    assert pace.budget(1) == 16, "before anything is known"
-    pace.observe(0, 100, 0.1)  # 1 ms a token
+    assert pace.budget(1) == Pace.FIRST, "before anything is known"
+    pace.observe(0, 100, 0.1)  # 1 ms a token of a large batch
     pace.observe(1, 0, 0.008)
+    assert pace.budget(1) == 8, "a row beside others is taken for twice as dear"
+    for _ in range(40):
+        pace.observe(1, 8, 0.01599)  # 1 ms a token here too
     assert pace.budget(1) == 16  # 8 ms + 16 ms
-    assert pace.budget(1, 2) == 40, "two wait for one: twice the stretch"
+    assert pace.budget(1, 1) == 16
+    assert pace.budget(1, 2) == 40, "two short ones wait for one: twice the stretch"
     pace.observe(8, 0, 0.1)
     assert pace.budget(8, 2) == 64
     assert pace.budget(8) == 64
-    pace.observe(1, 0, 0.0001)
     for _ in range(50):
         pace.observe(1, 0, 0.0001)
-    assert pace.budget(1) == 4, "progress is never given up"
+    assert pace.budget(1) == 1, "progress is never given up"
+
+
+def test_one_step_that_seems_short_lets_no_crowd_in() -> None:
+    pace = Pace(alone=128, beside=128, stretch=2.5)
+    pace.observe(1, 0, 0.014)
+    pace.observe(1, 2, 0.030)  # 8 ms a token
+    assert pace.budget(1) == 2
+    for seconds in (0.001, 0.014, 0.0):
+        pace.observe(1, 2, seconds)
+        assert pace.budget(1) <= 3
+    for _ in range(40):
+        pace.observe(1, 2, 0.0141)
+    assert pace.budget(1) == 128, "but what is always short is believed"
+
+
+def test_a_long_prompt_keeps_a_running_stream_within_three_times_its_gap() -> None:
+    """A machine whose rows cost as these did on a CPU: a row alone 14 ms, a further one 8 ms, 6 ms in a large batch."""
+
+    def takes(decode: int, prefill: int) -> float:
+        rows = decode + prefill
+        return 0.006 * rows if not decode else 0.006 + 0.008 * rows
+
+    pace = Pace(alone=128, beside=128)
+    pace.observe(0, 128, takes(0, 128))
+    for _ in range(10):
+        pace.observe(1, 0, takes(1, 0))
+    left, steps = 4096, []
+    while left > 0:
+        took = min(left, pace.budget(1, 0))
+        steps.append(takes(1, took))
+        pace.observe(1, took, steps[-1])
+        left -= took
+    assert max(steps) <= 3 * takes(1, 0)
 
 
 def test_slots_are_given_once_each_and_come_back() -> None:

@@ -252,7 +252,8 @@ class LlamaCppEngine:
         """The next step of sequences of one adapter."""
         by_slot = {sequence.slot: sequence for sequence in running}
         decoding = [sequence.slot for sequence in running if not sequence.prefilling]
-        budget = self._pace.budget(len(decoding), len(running) - len(decoding))
+        short = sum(sequence.prefilling and sequence.left <= self._context.rows for sequence in running)
+        budget = self._pace.budget(len(decoding), short)
         prefilling: list[tuple[int, int]] = []
         for sequence in running:
             if sequence.follows:

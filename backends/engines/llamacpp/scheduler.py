@@ -64,40 +64,54 @@ class Pace:
 
     Alone, prompts get `alone` tokens a step, always: equal requests then make equal batches and equal answers. Beside
     decoding sequences they get what is thought to make the step at most `stretch` times as long as without them (more,
-    when more prompts wait than sequences decode: holding up one to let seven begin is a gain), and at least `least`
-    tokens, at most `beside`.
+    when more short prompts wait than sequences decode: holding up one for a moment to let seven begin is a gain), at
+    least 1 token and at most `beside`. A row beside others costs more than one of a large batch, so the two are learnt
+    apart; until the first is known it is taken for twice the second.
     """
 
     #: Weight of a new observation.
     GAIN = 0.25
+    #: Prompt tokens beside decoding sequences before anything is known.
+    FIRST = 2
 
-    def __init__(self, alone: int, beside: int, least: int = 4, stretch: float = 2.5) -> None:
-        """`alone`, `beside`, `least`: prompt tokens; `stretch`: a factor above 1."""
+    def __init__(self, alone: int, beside: int, stretch: float = 2.5) -> None:
+        """`alone`, `beside`: prompt tokens; `stretch`: a factor above 1."""
         self._alone = alone
         self._beside = beside
-        self._least = min(least, beside)
         self._stretch = stretch
         self._decode_s: dict[int, float] = {}
-        self._token_s: float | None = None
+        self._alone_s: float | None = None
+        self._beside_s: float | None = None
 
-    def budget(self, decoding: int, prefilling: int = 1) -> int:
-        """Prompt tokens for a step beside this many decoding sequences, for this many prompts."""
+    def budget(self, decoding: int, short: int = 0) -> int:
+        """Prompt tokens for a step beside this many decoding sequences. `short`: prompts that are read in a step or two."""
         if not decoding:
             return self._alone
-        step_s = self._expected_s(decoding)
-        if step_s is None or not self._token_s:
-            return min(self._beside, max(self._least, 16))
-        stretch = self._stretch * max(1.0, prefilling / decoding)
-        return max(self._least, min(self._beside, int(step_s * (stretch - 1) / self._token_s)))
+        step_s, token_s = self._expected_s(decoding), self._token_s()
+        if step_s is None or token_s is None:
+            return min(self._beside, self.FIRST)
+        stretch = self._stretch * max(1.0, short / decoding)
+        return max(1, min(self._beside, int(step_s * (stretch - 1) / token_s)))
 
     def observe(self, decode: int, prefill: int, seconds: float) -> None:
         """A step of this many decode rows and prompt tokens took so long."""
-        if decode and not prefill:
-            self._decode_s[decode] = self._blend(self._decode_s.get(decode), seconds)
-        elif prefill >= self._least:
-            beside = self._expected_s(decode) if decode else 0.0
-            if beside is not None and seconds > beside:
-                self._token_s = self._blend(self._token_s, (seconds - beside) / prefill)
+        if not prefill:
+            if decode:
+                self._decode_s[decode] = self._blend(self._decode_s.get(decode), seconds)
+        elif not decode:
+            self._alone_s = self._blend(self._alone_s, max(seconds, 1e-9) / prefill)
+        elif (beside := self._expected_s(decode)) is not None:
+            before, now = self._token_s(), (seconds - beside) / prefill
+            if before is not None:
+                now = max(before / 2, now)  # one step that seemed short lets no crowd in
+            if now > 0:
+                self._beside_s = self._blend(before, now)
+
+    def _token_s(self) -> float | None:
+        """Of a prompt token beside decoding sequences; above 0."""
+        if self._beside_s is None and self._alone_s is not None:
+            return 2 * self._alone_s
+        return self._beside_s
 
     def _expected_s(self, decoding: int) -> float | None:
         if not self._decode_s:
