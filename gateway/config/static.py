@@ -102,7 +102,8 @@ class Server(Section):
     run_dir: str | None = Field(
         default=None,
         min_length=1,
-        description="folder of the Unix sockets, mode 0700 (default: `run` in state_dir, or a private folder of the system's"
+        description="folder of the Unix sockets and of the workers' flight records (1.1 MB each), mode 0700 (default: `run` in"
+        " state_dir, or a private folder of the system's"
         " temporary folder where that path is too long for a socket)",
     )
 

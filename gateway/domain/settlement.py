@@ -56,7 +56,10 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
 
 
 class LedgerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One request in the ledger; the reservation id is its primary key. Instants µs UTC, money nano-USD."""
+    """One request in the ledger; the reservation id is its primary key. Instants µs UTC, money nano-USD.
+
+    `requests`: what it counts in quotas of requests, 0 when its charge was given back.
+    """
 
     id: str
     admitted_us: int
@@ -80,6 +83,7 @@ class LedgerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     attempts: int
     ttft_us: int
     duration_us: int
+    requests: int = 1
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):

@@ -38,6 +38,7 @@ LEDGER = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("ttft_us", sa.BigInteger, nullable=False),
     sa.Column("duration_us", sa.BigInteger, nullable=False),
+    sa.Column("requests", sa.Integer, nullable=False, server_default="1"),
     sa.Column("state", _TEXT, nullable=False),
     sa.Column("charges", sa.LargeBinary, nullable=True),
 )

@@ -34,10 +34,8 @@ class Used(msgspec.Struct, frozen=True):
     nusd: int
 
 
-# A request that found no place got its charge back: its row says 503, and that nothing was used.
-_RETURNED = sa.and_(LEDGER.c.status == 503, LEDGER.c.usage_source == "none")
 _HOLDER = (LEDGER.c.key_id, LEDGER.c.team_id, LEDGER.c.org_id, LEDGER.c.user, LEDGER.c.model)
-_AMOUNTS = (LEDGER.c.input_tokens, LEDGER.c.output_tokens, LEDGER.c.cost_nusd)
+_AMOUNTS = (LEDGER.c.requests, LEDGER.c.input_tokens, LEDGER.c.output_tokens, LEDGER.c.cost_nusd)
 
 
 async def used_since(engine: AsyncEngine, since_us: int, now_us: int) -> list[Used]:
@@ -46,9 +44,8 @@ async def used_since(engine: AsyncEngine, since_us: int, now_us: int) -> list[Us
     Raises:
         SQLAlchemyError, OSError: the database does not answer.
     """
-    counted = sa.func.sum(sa.case((_RETURNED, 0), else_=1))
     query = (
-        sa.select(sa.literal(""), *_HOLDER, counted, *(sa.func.sum(column) for column in _AMOUNTS))
+        sa.select(sa.literal(""), *_HOLDER, *(sa.func.sum(column) for column in _AMOUNTS))
         .where(LEDGER.c.state == "final", LEDGER.c.admitted_us >= since_us, sa.not_(_recent(now_us)))
         .group_by(*_HOLDER)
     )
@@ -61,7 +58,7 @@ async def recent_rows(engine: AsyncEngine, since_us: int, now_us: int) -> list[U
     Raises:
         SQLAlchemyError, OSError: the database does not answer.
     """
-    query = sa.select(LEDGER.c.id, *_HOLDER, sa.case((_RETURNED, 0), else_=1), *_AMOUNTS).where(
+    query = sa.select(LEDGER.c.id, *_HOLDER, *_AMOUNTS).where(
         LEDGER.c.state == "final", LEDGER.c.admitted_us >= since_us, _recent(now_us)
     )
     return await _read(engine, query)

@@ -114,7 +114,14 @@ class EmbeddedStore:
         self._counters.settle(id, nothing, self._clock())
         row, _ = self._open.pop(id)
         closed = msgspec.structs.replace(
-            row, outcome="cancelled", status=499, input_tokens=0, output_tokens=0, cost_nusd=0, settled_us=row.admitted_us
+            row,
+            outcome="cancelled",
+            status=499,
+            input_tokens=0,
+            output_tokens=0,
+            cost_nusd=0,
+            settled_us=row.admitted_us,
+            requests=0,
         )
         self._outbox.append(closed, pack_charges(rules, nothing))
 

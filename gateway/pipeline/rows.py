@@ -110,5 +110,6 @@ def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
         attempts=len(tally.attempts),
         ttft_us=tally.first_event_us - tally.began_us if tally.first_event_us else 0,
         duration_us=now_us - tally.began_us,
+        requests=used["requests"],
     )
     return Settlement(reservation, tuple([used[rule.unit] for rule in reservation.rules]), row)
