@@ -140,7 +140,9 @@ class BackendError(GatewayError):
 
 
 class UpstreamRejected(BackendError):
-    """A 4xx about the request: the client's to mend. Its own status and message are kept."""
+    """A 4xx about the request: the client's to mend. Its own status and message are kept; in a stream it had no status, and
+    is a 400, or a 404 where the model is not there.
+    """
 
     type = "invalid_request_error"
     retriable = False
@@ -154,10 +156,10 @@ class UpstreamRejected(BackendError):
         code: str | None = None,
         retry_after_ms: int | None = None,
         detail: str = "",
-        status: int = 400,
+        status: int = 0,
     ) -> None:
         super().__init__(message, param=param, code=code, retry_after_ms=retry_after_ms, detail=detail)
-        self.status = status  # type: ignore[misc]  # per instance: the upstream's own
+        self.status = status or (404 if code == "model_not_found" else 400)  # type: ignore[misc]  # per instance: the upstream's own
 
 
 class UpstreamRefused(BackendError):
