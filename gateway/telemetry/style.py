@@ -20,7 +20,9 @@ _SEVERITY: Mapping[str, Level] = {
     "process_killed": "warning",
     "config_refused": "warning",
     "config_reload_failed": "warning",
+    "config_names_unchecked": "warning",
     "config_needs_restart": "warning",
+    "redis_unwise": "warning",
     "metrics_port_taken": "warning",
     "metrics_unreadable": "warning",
 }
