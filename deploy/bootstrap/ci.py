@@ -1,9 +1,9 @@
-"""What `.ci/run` does after `make test`, while its time lasts: the deployment's tests, and the image.
+"""What `.ci/run` does after `make test`, while its time lasts: the deployment's tests, but for the image and the fleet.
 
     .venv/bin/python -m deploy.bootstrap.ci SECONDS_SPENT
 
-Such a step fails when what it tests is wrong. What it merely lacks here (packages from apt, disk, root, a chroot, time) is no
-fault of the code: then the step is left out, and a line says why. Each step tells its seconds.
+Such a step fails when what it tests is wrong. What it merely lacks here (packages from apt, disk, time) is no fault of the
+code: then the step is left out, and a line says why. Each step tells its seconds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 #: Seconds that the whole may take, `make test` among it.
 BUDGET_S = 45 * 60.0
 _STOP_S = 20.0
-_IMAGE = Path(".build/image")
 
 
 class Step(NamedTuple):
@@ -32,17 +31,16 @@ class Step(NamedTuple):
     needs_s: float
     must: bool = True
     free_gb: float = 0.0
-    variables: Mapping[str, str] = {}
 
 
 def steps(python: str) -> list[Step]:
     """In order; what comes after an optional step that failed needs it, and is left out too."""
     check = (python, "-m", "deploy.bootstrap.check")
     return [
-        Step("install-deploy", ("make", "install-deploy"), 300, must=False),
-        # A fleet that fails over stays in `make test-deploy`: it wants a machine of its own for two minutes.
+        Step("install-deploy", ("make", "install-deploy"), 300, must=False, free_gb=2),
+        # `make test-deploy` has more: a fleet that fails over wants a machine of its own for two minutes, and the image takes
+        # 10 GB of disk, root, and what others serve.
         Step("deploy", (*check, "deploy-quick"), 480),
-        Step("image", (*check, "image"), 1200, free_gb=12, variables={"SWITCHYARD_IMAGE_OPTIONAL": "1"}),
     ]
 
 
@@ -52,7 +50,6 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m deploy.bootstrap.ci SECONDS_SPENT", file=sys.stderr)
         return 2
     ends = time.monotonic() + BUDGET_S - float(arguments[0])
-    kept = _IMAGE.exists()
     for step in steps(sys.executable):
         began = time.monotonic()
         if reason := _impossible(step, ends - began):
@@ -61,8 +58,6 @@ def main(arguments: list[str]) -> int:
         print(f"== {step.name}: begins, {ends - began:.0f} s are left", flush=True)
         code = _run(step, ends - began)
         taken = f"{time.monotonic() - began:.0f} s"
-        if step.name == "image" and not kept:
-            _forget_image()
         if code is None:
             print(f"== {step.name}: LEFT OUT, it did not end in the time that was left, {taken}", flush=True)
         elif code and step.must:
@@ -87,7 +82,7 @@ def _impossible(step: Step, left_s: float) -> str:
 
 def _run(step: Step, within_s: float) -> int | None:
     """The exit status; None where its time ran out, and it was stopped with all its children."""
-    process = subprocess.Popen(step.command, env={**os.environ, **step.variables}, start_new_session=True)
+    process = subprocess.Popen(step.command, start_new_session=True)
     try:
         return process.wait(within_s)
     except subprocess.TimeoutExpired:
@@ -100,12 +95,6 @@ def _run(step: Step, within_s: float) -> int | None:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-def _forget_image() -> None:
-    """What was built is a gigabyte that nobody asked for. Nothing is deleted beneath a mount."""
-    if str(_IMAGE.resolve()) not in Path("/proc/self/mounts").read_text(encoding="utf-8"):
-        shutil.rmtree(_IMAGE, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -65,18 +65,9 @@ def test_a_step_that_does_not_end_is_stopped_with_its_children(ran) -> None:  # 
     assert time.monotonic() - began < 30
 
 
-def test_an_image_is_not_kept_unless_it_was_there(ran, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    make = "import pathlib; pathlib.Path('.build/image/storage').mkdir(parents=True, exist_ok=True)"
-    for there in (False, True):
-        if there:
-            (tmp_path / ".build/image").mkdir(parents=True)
-        ran(Step("image", (sys.executable, "-c", make), 1))
-        assert (tmp_path / ".build/image").exists() is there
-
-
 def test_the_steps_are_those_that_exist() -> None:
     named = {step.command[-1] for step in ci.steps("python") if step.command[0] == "python"}
-    assert named == {"deploy-quick", "image"}
+    assert named == {"deploy-quick"}
     assert "install-deploy:" in (ROOT / "Makefile").read_text()
     assert ci.main([]) == ci.main(["soon"]) == 2
 
