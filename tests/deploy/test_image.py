@@ -36,9 +36,8 @@ PYTHON = "/opt/switchyard/bin/python"
 def container() -> Iterator[str]:
     try:
         image.build()
-    except image.OutOfReach as reason:  # a failure, unless whoever runs this says that it is none
-        end = pytest.skip if os.environ.get("SWITCHYARD_IMAGE_OPTIONAL") == "1" else pytest.fail
-        end(f"no image can be built here: {reason}")
+    except image.OutOfReach as reason:
+        pytest.fail(f"no image can be built here: {reason}")
     name = image.buildah("from", "--pull-never", image.TAG, timeout_s=300)
     # buildah mounts a declared volume and what a test mounts there in either order, so the latter may lie beneath.
     assert "/srv/var" in image.buildah("inspect", "--format", "{{.OCIv1.Config.Volumes}}", name)
