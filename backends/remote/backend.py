@@ -128,6 +128,7 @@ class _Opened(AbstractAsyncContextManager[Batches]):
 
     async def __aenter__(self) -> Batches:
         backend, leaving = self._backend, self._leaving
+        self._leaving = None  # it knows us now: a circle would keep the whole request until the collector runs
         job = backend.resolve(self._job)
         if leaving is not None and not leaving.join(self):
             raise UpstreamUnavailable("The client has left.")

@@ -159,7 +159,8 @@ class Cycle:
         self._wake()
         if not self.cancel_when_gone or self.finished or self.task is None:
             return
-        if self.ends_when_gone is None or not self.ends_when_gone():
+        ends, self.ends_when_gone = self.ends_when_gone, None
+        if ends is None or not ends():
             self.task.cancel()
 
     async def read_body(self, max_bytes: int) -> bytes:
@@ -267,6 +268,7 @@ class Cycle:
 
     def _finish(self) -> None:
         self.finished = True
+        self.ends_when_gone = None  # it knows us: a circle would keep the whole request until the collector runs
         self._wake()
         self._connection.finished(self)
 
