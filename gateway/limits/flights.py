@@ -31,6 +31,8 @@ from backends.core.usage import Usage, UsageSource
 
 #: Requests of one worker that are recorded at once; of those beyond only the progress of every 5 s is known.
 MAX_FLIGHTS = 4096
+#: So many of those that ended last stay as they are while there are others: their settlements may be on their way.
+RESTING = 256
 _SIZE = 272
 _MAGIC = b"switchyard flights 1\n"
 _PATTERN = "flights-1-*.bin"
@@ -143,7 +145,7 @@ class Flights:
             draft.unlink(missing_ok=True)
             raise
         self._free: deque[Flight] = deque()
-        self._free.extend(Flight(partial(self._writer, _SIZE * (slot + 1)), self._free.append) for slot in range(slots))
+        self._fresh = iter(range(1, slots + 1))
         self._nowhere = nowhere()
 
     def began(self, id: str, counted: bool, text_bytes: int, token_count: int, items: int, cap: int) -> Flight:
@@ -151,9 +153,16 @@ class Flights:
 
         The counts are written before the id: a slot that is half written belongs to nobody.
         """
-        flight = self._free.popleft() if self._free else self._nowhere
+        flight = self._free.popleft() if len(self._free) > RESTING else self._another()
         flight.begins(b"", counted, text_bytes, token_count, items, cap, id.encode(), b"")
         return flight
+
+    def _another(self) -> Flight:
+        """A slot that was never used; when there is none, the one that ended first."""
+        slot = next(self._fresh, None)
+        if slot is not None:
+            return Flight(partial(self._writer, _SIZE * slot), self._free.append)
+        return self._free.popleft() if self._free else self._nowhere
 
     def _writer(self, slot: int, fields: Struct, at: int) -> Callable[..., None]:
         return partial(fields.pack_into, self._memory, slot + at)
