@@ -10,6 +10,7 @@ import asyncio
 import http
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from itertools import chain
 from typing import Any, Protocol
 
 from backends.core.errors import BadRequest, GatewayError
@@ -30,7 +31,8 @@ UNASKED_BODY_BYTES = 1 << 20
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _NO_BODY = frozenset({204, 304})
 _CHUNKED = ((b"transfer-encoding", b"chunked"),)
-_LINE = b": ".join
+_LINE = b"%b: %b\r\n"
+_LF, _CR, _NUL = b"\n\r\0"  # as numbers: bytes in bytes first fails to be one, at the price of twenty comparisons
 _log = logging.getLogger("switchyard.edge")
 
 
@@ -259,12 +261,12 @@ class Cycle:
         pairs = [*self._connection.common_headers(), *headers, *framing]
         if not self.keep_alive:
             pairs.append((b"connection", b"close"))
-        lines = list(map(_LINE, pairs))
-        told = b"".join(lines)
-        if b"\n" in told or b"\r" in told or b"\0" in told:
+        words = tuple(chain.from_iterable(pairs))
+        told = b"".join(words)
+        if _LF in told or _CR in told or _NUL in told:
             raise ValueError("a response header contains a line break")
         self.started = True
-        return _STATUS[status] + b"\r\n".join(lines) + b"\r\n\r\n"
+        return b"%b%b\r\n" % (_STATUS[status], _LINE * len(pairs) % words)
 
     def _finish(self) -> None:
         self.finished = True
@@ -274,8 +276,8 @@ class Cycle:
 
     # ASGI.
 
-    async def run(self, app: App, scope: MutableMapping[str, Any]) -> None:
-        """Let the app answer; whatever it does, the connection is left in a known state."""
+    async def run(self, app: App, scope: MutableMapping[str, Any], over: Callable[[asyncio.Task[None]], object]) -> None:
+        """Let the app answer; whatever it does, the connection is left in a known state, and `over` gets the task."""
         try:
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -286,6 +288,9 @@ class Cycle:
             self._connection.abort()
         except Exception:
             _log.exception("unhandled exception")
+        finally:
+            if self.task is not None:
+                over(self.task)
         if self.finished or self.gone:
             return
         if self.started:

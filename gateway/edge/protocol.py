@@ -290,9 +290,10 @@ class EdgeProtocol(asyncio.Protocol):
         if not cycle.complete and cycle is self._reading:
             self._arm(self.limits.body_s)
         # The connection owns the task, `ServerState.tasks` keeps it for uvicorn's shutdown: no group outlives a request.
-        task = cycle.task = self.loop.create_task(cycle.run(self.app, request))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        # Made by its class, for the loop would number it for a name; out of the set at its end, not a turn of the loop later.
+        tasks = self._state.tasks
+        task = cycle.task = asyncio.Task(cycle.run(self.app, request, tasks.discard), loop=self.loop, name="request")
+        tasks.add(task)
 
     def _oversized(self) -> Refused:
         return head_too_large(self.limits) if self._head_size > self._max_head_bytes else too_many_fields(self.limits)
