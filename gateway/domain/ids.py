@@ -4,14 +4,17 @@ from __future__ import annotations
 
 
 def uuid7(now_ms: int, random_80: int) -> str:
-    """A UUID version 7 (RFC 9562 §5.7) from milliseconds since 1970 and at least 74 random bits.
+    """A UUID version 7 (RFC 9562 §5.7) from milliseconds since 1970 and 80 random bits.
 
     Args:
         now_ms: Unix time in milliseconds, 48 bits.
-        random_80: any non-negative integer below 2**80; 74 of its bits are used.
+        random_80: any non-negative integer below 2**80; the version and the variant take the place of six of its bits.
     """
-    time = now_ms & 0xFFFFFFFFFFFF
-    return (
-        f"{time >> 16:08x}-{time & 0xFFFF:04x}-7{random_80 >> 62 & 0xFFF:03x}"
-        f"-{0x8000 | random_80 >> 48 & 0x3FFF:04x}-{random_80 & 0xFFFFFFFFFFFF:012x}"
-    )
+    number = now_ms << 80 & _TIME | random_80 & _RANDOM | _VERSION_AND_VARIANT
+    text = number.to_bytes(16, "big").hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+_VERSION_AND_VARIANT = 7 << 76 | 2 << 62
+_TIME = (1 << 128) - (1 << 80)
+_RANDOM = (1 << 80) - 1 & ~(15 << 76) & ~(3 << 62)
