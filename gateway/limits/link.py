@@ -1,7 +1,7 @@
 """One connection to Redis for everything that a worker says to it: all commands of one event-loop turn in one write.
 
-Commands queue until the end of the turn, are packed together, and are answered in order. Several turns may be on the
-way at once. A turn that is not answered in time closes the connection and fails everything that was unanswered on it
+Commands queue until the end of the turn, are packed together, and are answered in order; a command that has nobody to
+share a write with, so far as the last one tells, is written at once. Several turns may be on the way at once. A turn that is not answered in time closes the connection and fails everything that was unanswered on it
 alike; the connection is then made again in the background, and that is the breaker's probe. NOSCRIPT loads the scripts
 once and repeats the command. redis-py is not used on this path: per command it costs seven times as much.
 """
@@ -100,6 +100,7 @@ class Link:
         self._queue: list[Command] = []
         self._unanswered: deque[Command] = deque()
         self._flushing = False
+        self._shared = False  # whether the last write carried several commands
         self._writing: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._down = asyncio.Event()
@@ -144,7 +145,7 @@ class Link:
             self.offset_us -= behind >> 4
 
     def send(self, command: Command, waited_s: float = 0.0) -> bool:
-        """Queue a command for the end of this turn; False, and nothing done, while the breaker is not closed, or when who
+        """Queue a command for the end of this turn, or write it when it is alone; False, and nothing done, while the breaker is not closed, or when who
         sends it has `waited_s` already and his time is over.
         """
         if self._closed or not self.breaker.closed or waited_s >= self._timeout_s:
@@ -153,8 +154,12 @@ class Link:
         command.due = loop.time() + self._timeout_s - waited_s
         self._queue.append(command)
         if not self._flushing:
-            self._flushing = True
-            loop.call_soon(self._flush)
+            wire = self._wire
+            if wire is not None and wire.prompt and not self._shared and not self._unanswered:
+                self._write(wire)
+            else:
+                self._flushing = True
+                loop.call_soon(self._flush)
         if self._timer is None or waited_s:
             self._arm(command.due)
         return True
@@ -244,6 +249,7 @@ class Link:
 
     def _write(self, wire: Wire) -> None:
         queue, self._queue = self._queue, []
+        self._shared = len(queue) > 1
         due, until_us = 0.0, 0
         packed = []
         for command in queue:

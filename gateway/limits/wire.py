@@ -26,10 +26,14 @@ class Wire(asyncio.Protocol):
         self.on_lost: Callable[[], None] = _nothing
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
+        self.prompt = False
+        """Whether the kernel has what `write` was given when it returns, unless it is full. TLS has it later."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: connected."""
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(0)  # uvloop otherwise writes at the end of the turn, in no fixed order
+        self.prompt = self._transport.get_extra_info("sslcontext") is None
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes; complete replies are handed on."""

@@ -119,24 +119,51 @@ async def test_one_turn_of_the_loop_is_one_write(server):
         assert reads <= 4  # 50 commands, about 16 KiB a read; and the question itself
 
 
-def test_what_is_written_is_settled_before_whoever_asks_next(server):
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_written_is_settled_before_whoever_asks_next(server, alone):
     one = (Rule("k:slots", "lease", "slots", 1, 0, 1),)
+    many = (Rule("k:requests:60000", "rate", "requests", 100_000, 60_000, 1),)
 
     async def take_turns():
         async with make(server) as first, make(server, worker="w1") as second:
             for n in range(300):
                 here, there = (first, second) if n % 2 else (second, first)
                 reservation = await here.admit(f"{n}", one, row(f"{n}"), LEASE)
+                if not alone:  # what is on the way makes a settlement wait for the end of the turn
+                    beside = asyncio.ensure_future(here.admit(f"{n}-beside", many, row(f"{n}-beside"), LEASE))
+                    await asyncio.sleep(0)
                 here.settle(Settlement(reservation, (0,), row(f"{n}", outcome="ok")))
                 written = here.written()
-                assert written is not None
-                await written
+                assert (written is None) == alone
+                if written is not None:
+                    await written
                 taken = await there.admit(f"{n}-next", one, row(f"{n}-next"), LEASE)
                 await there.settle(Settlement(taken, (0,), row(f"{n}-next", outcome="ok")))
+                if not alone:
+                    await beside
                 assert there.written() is None
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(take_turns())
+
+
+def test_a_command_that_shares_its_write_with_others_makes_the_next_turn_wait_for_its_end(server):
+    """One by one they are written at once; where two shared a write, the next are gathered, until one is alone again."""
+    many = (Rule("k:requests:60000", "rate", "requests", 100_000, 60_000, 1),)
+
+    async def turns():
+        waits = []
+        async with make(server) as store:
+            await store.admit("first", many, row("first"), LEASE)  # connected
+            for name, at_once in (("a", 1), ("b", 3), ("c", 1), ("d", 1)):
+                asked = [asyncio.ensure_future(store.admit(f"{name}{n}", many, row(name), LEASE)) for n in range(at_once)]
+                await asyncio.sleep(0)
+                waits.append(store.written() is not None)
+                await asyncio.gather(*asked)
+        return waits
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(turns()) == [False, True, True, False]
 
 
 async def test_nothing_waits_for_a_redis_that_is_away(make_redis):
