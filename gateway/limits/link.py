@@ -1,9 +1,10 @@
 """One connection to Redis for everything that a worker says to it: all commands of one event-loop turn in one write.
 
 Commands queue until the end of the turn, are packed together, and are answered in order; a command that has nobody to
-share a write with, so far as the last one tells, is written at once. Several turns may be on the way at once. A turn that is not answered in time closes the connection and fails everything that was unanswered on it
-alike; the connection is then made again in the background, and that is the breaker's probe. NOSCRIPT loads the scripts
-once and repeats the command. redis-py is not used on this path: per command it costs seven times as much.
+share a write with, so far as the last write tells, is written at once. Several turns may be on the way at once. A turn
+that is not answered in time closes the connection and fails everything that was unanswered on it alike; the connection
+is then made again in the background, and that is the breaker's probe. NOSCRIPT loads the scripts once and repeats the
+command. redis-py is not used on this path: per command it costs seven times as much.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ class Link:
             self.offset_us -= behind >> 4
 
     def send(self, command: Command, waited_s: float = 0.0) -> bool:
-        """Queue a command for the end of this turn, or write it when it is alone; False, and nothing done, while the breaker is not closed, or when who
-        sends it has `waited_s` already and his time is over.
+        """Queue a command for the end of this turn, or write it when it is alone; False, and nothing done, while the breaker is
+        not closed, or when who sends it has `waited_s` already and his time is over.
         """
         if self._closed or not self.breaker.closed or waited_s >= self._timeout_s:
             return False
