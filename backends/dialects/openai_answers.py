@@ -43,7 +43,8 @@ _FINISH: dict[str, FinishReason] = {
     "length_limit": "length", "limit": "length", "max_tokens": "length", "model_length": "length", "tool_calls": "tool_calls",
     "function_call": "tool_calls", "tool_use": "tool_calls", "content_filter": "content_filter", "refusal": "content_filter",
 }  # fmt: skip
-_ABORTED = frozenset({"abort", "error", "cancelled"})
+#: Finish reasons of an answer that broke off; DeepSeek's API names its want of machines so.
+_ABORTED = frozenset({"abort", "aborted", "error", "cancelled", "insufficient_system_resource"})
 #: Events without content; llama.cpp begins each but the first group of several prompts' choices with `null`.
 _NOTHING = frozenset({b"", b"null"})
 _read = msgspec.json.Decoder(Chunk, strict=False).decode
@@ -191,8 +192,10 @@ class GenerationDecoder(AnswerDecoder):
                 return
 
     def _tell(self, chunk: Chunk) -> None:
-        """Keep the usage told: the latest, or with `usage_per_choice` one for each choice."""
-        if not self._quirks.usage_per_choice or self._expected == 1:
+        """Keep the usage told: the latest that can be true, or with `usage_per_choice` one for each choice."""
+        if self._usages and (not self._quirks.usage_per_choice or self._expected == 1):
+            if read_usage(chunk.usage, spoke=self._begun, prompt=self._prompt_tokens) is None:
+                return
             self._usages.clear()
         self._usages.append((chunk.choices[0].index // self._job.n if chunk.choices else 0, chunk.usage))
         if chunk.prompt_token is not EMPTY:
@@ -274,8 +277,9 @@ class GenerationDecoder(AnswerDecoder):
                 out.append(call)
 
     def _reason(self, choice: _Choice, said: str, out: list[Event]) -> None:
-        if self._ended:
+        if self._ended or said == "null":  # as a text: DashScope, on each chunk before the last
             return
+        said = said.lower()
         if said in _ABORTED or (said == "parse_error" and not choice.spoke):
             self._fail(
                 failures.event(failures.verdict(500, failures.Envelope("The backend aborted the answer.", raw=said), None)), out
@@ -292,6 +296,9 @@ class GenerationDecoder(AnswerDecoder):
         elif reason == "tool_calls" and not choice.calls.count:
             reason = "stop"  # there is nothing that the client could call
         if reason != "length":
+            if choice.calls.nameless:
+                self._fail(failures.protocol("a tool call without a name"), out)
+                return
             out += choice.calls.close()
         choice.reason = reason
         if not self._infer_length:

@@ -30,15 +30,15 @@ class CallIds:
 
 
 class _Call(msgspec.Struct):
-    number: int
     upstream_id: str
+    number: int = -1
     name: str = ""
     held: str = ""
     silent: bool = True
 
 
 class CallPieces:
-    """The tool calls of one choice."""
+    """The tool calls of one choice. `count`: those that have a name; `nameless`: those with arguments and no name yet."""
 
     def __init__(self, choice: int, ids: CallIds) -> None:
         self._choice = choice
@@ -47,6 +47,7 @@ class CallPieces:
         self._last: _Call | None = None
         self._silent: list[_Call] = []
         self.count = 0
+        self.nameless = 0
 
     def feed(self, index: int | None, id: str, name: str, arguments: str, *, whole: bool = False) -> ToolCallDelta | None:
         """Take one piece.
@@ -63,8 +64,7 @@ class CallPieces:
         """
         call = None if whole else self._find(index, id, name)
         if call is None:
-            call = _Call(self.count, id)
-            self.count += 1
+            call = _Call(id)
         if index is not None:
             self._by_index[index] = call
         self._last = call
@@ -73,10 +73,14 @@ class CallPieces:
         if call.name:
             return ToolCallDelta(call.number, arguments=arguments, choice=self._choice) if arguments else None
         call.upstream_id = call.upstream_id or id
-        call.held += arguments
+        held, call.held = call.held, call.held + arguments
         if not name:
+            self.nameless += bool(arguments) and not held
             return None
+        self.nameless -= bool(held)
         call.name = name
+        call.number = self.count
+        self.count += 1
         self._silent.append(call)
         return ToolCallDelta(call.number, self._ids.claim(call.upstream_id), name, call.held, self._choice)
 

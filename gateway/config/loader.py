@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
+from gateway.config.addresses import bad_redis_url
 from gateway.config.certificates import BadCertificate, read_certificate
 from gateway.config.compiler import Compiler
 from gateway.config.document import MAX_BYTES, Document, read_document
@@ -33,7 +34,6 @@ _SECRETS: tuple[tuple[str, ...], ...] = (
     ("redis", "url"),
     ("ledger", "url"),
 )
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 PEPPER_MIN_CHARACTERS = 32
 #: Longest path of a run directory, in bytes: a Unix socket's path has 108 with a NUL (unix(7)), of which 46 are left
 #: for the name of a socket, `/engine-<32 characters>.sock` at the longest.
@@ -216,8 +216,11 @@ class _Load:
         if redis is None and static.server.workers > 1:
             mend = "add redis.url, or set server.workers to 1"
             self._report(("server", "workers"), "more than one worker needs Redis to share limits", mend)
-        if redis is not None and redis.get_secret_value().partition("://")[0] not in _REDIS_SCHEMES:
-            self._report(("redis", "url"), "it is not a Redis URL", "write redis://host:6379/0, rediss://… or unix:///path")
+        if redis is not None and (wrong := bad_redis_url(redis.get_secret_value())) is not None:
+            self._report(("redis", "url"), *wrong)
+        if static.telemetry.metrics.address == static.server.address and static.server.address[1]:
+            mend = "choose another port; with telemetry.metrics.token the API's port serves /metrics too"
+            self._report(("telemetry", "metrics", "listen"), "server.listen has this address already", mend)
         if static.auth.mode == "none" and not _is_loopback(static.server.address[0]):
             self._report(
                 ("auth", "mode"), "server.listen is open to other machines", "listen on 127.0.0.1, or write mode: keys"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import urllib.parse
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -17,6 +18,20 @@ class Framing(msgspec.Struct, frozen=True, gc=False):
 
     expects: bool
     length: int | None
+
+
+def facts(transport: asyncio.BaseTransport) -> MutableMapping[str, Any]:
+    """What a connection's scopes have in common."""
+    return {
+        "server": _address(transport, "sockname"),
+        "client": _address(transport, "peername"),
+        "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+    }
+
+
+def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
+    info = transport.get_extra_info(name)
+    return (str(info[0]), int(info[1])) if isinstance(info, (tuple, list)) and len(info) >= 2 else None
 
 
 def framing(headers: Sequence[tuple[bytes, bytes]], version: str) -> Framing:

@@ -3,10 +3,10 @@
 It fulfils the small contract between `uvicorn.Server` and a protocol class (constructor, `ServerState.connections`,
 `.tasks`, `.default_headers`, `.total_requests`, `shutdown()`; read in uvicorn 0.54) over httptools (llhttp, strict:
 bare LF, NUL, obs-fold, differing lengths, length beside chunked are refused there). Refused here: heads over the
-limits (431), heads and bodies that come too slowly (408), upgrades, other transfer codings than `chunked`, a missing
-or repeated Host (400). A client that half-closes has left: its task is cancelled. Reading goes on while a request is
-answered, so that this is seen; what is pipelined meanwhile is kept within bounds, beyond which the connection ends
-after the answers that are due.
+limits (431), heads and bodies that come too slowly (408), CONNECT, other transfer codings than `chunked`, a missing
+or repeated Host (400). Another protocol that a client asks for (Upgrade) is not taken. A client that half-closes has
+left: its task is cancelled. Reading goes on while a request is answered, so that this is seen; what is pipelined
+meanwhile is kept within bounds, beyond which the connection ends after the answers that are due.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from uvicorn import Config
 
 from backends.core.errors import BadRequest
 from gateway.edge.cycle import EXTENSION, App, Cycle, Headers, RequestTimeout
-from gateway.edge.head import framing, scope
+from gateway.edge.head import facts, framing, scope
 from gateway.edge.limits import Limits, Refused, head_too_large, malformed, not_supported, slow_head, too_many_fields
+from gateway.edge.upgrade import body_parser
 from gateway.protocols.openai_errors import envelope
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class EdgeProtocol(asyncio.Protocol):
         self._fed_in_head = 0
         self._head_only = False
         self._refused: Refused | None = None
+        self._asked: tuple[Cycle, list[tuple[bytes, bytes]]] | None = None
         self._deaf = self._closing = False
         self._read_paused = self.write_paused = False
         self._writable: asyncio.Future[None] | None = None
@@ -77,11 +79,7 @@ class EdgeProtocol(asyncio.Protocol):
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn types its own classes only
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is not derived from it
         transport.set_write_buffer_limits(high=self.limits.write_high_water)
-        self._facts = {
-            "server": _address(transport, "sockname"),
-            "client": _address(transport, "peername"),
-            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
-        }
+        self._facts = facts(transport)
         self._arm(self.limits.head_s)
 
     def connection_lost(self, _exc: Exception | None, /) -> None:
@@ -108,8 +106,8 @@ class EdgeProtocol(asyncio.Protocol):
         self._head_only = self._in_head or self._reading is None
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(self._refused or not_supported("Upgrades are not supported."))
+        except httptools.HttpParserUpgrade as pause:
+            self._not_upgraded(data[pause.args[0] :])
             return
         except httptools.HttpParserError:
             self._refuse(self._refused or malformed())
@@ -161,8 +159,8 @@ class EdgeProtocol(asyncio.Protocol):
             self._stop(self._oversized())
         http10 = (version := self._parser.get_http_version()) == "1.0"
         method = self._parser.get_method().decode("ascii")
-        if self._parser.should_upgrade():
-            self._stop(not_supported("Upgrades are not supported."))
+        if (upgrade := self._parser.should_upgrade()) and method == "CONNECT":
+            self._stop(not_supported("CONNECT is not supported."))
         try:
             framed = framing(headers, version)
             request = scope(method, self._url, headers, self._facts)
@@ -170,7 +168,7 @@ class EdgeProtocol(asyncio.Protocol):
             self._stop(refused)
         cycle = Cycle(
             self,
-            keep_alive=not http10 and self._parser.should_keep_alive(),
+            keep_alive=not (http10 or upgrade) and self._parser.should_keep_alive(),
             http10=http10,
             head_only=method == "HEAD",
             expects=framed.expects,
@@ -187,6 +185,8 @@ class EdgeProtocol(asyncio.Protocol):
         else:
             self._reading = None
             self._stop(malformed())
+        if upgrade:
+            self._reading, self._asked = None, (cycle, headers)
 
     def on_body(self, data: bytes) -> None:
         """A piece of a body."""
@@ -295,6 +295,16 @@ class EdgeProtocol(asyncio.Protocol):
         task = cycle.task = asyncio.Task(cycle.run(self.app, request, tasks.discard), loop=self.loop, name="request")
         tasks.add(task)
 
+    def _not_upgraded(self, rest: bytes) -> None:
+        """The head asked for another protocol: its body is read by a parser of its own, and then nothing more."""
+        asked, self._asked = self._asked, None
+        if asked is None:
+            self._refuse(self._refused or malformed())
+            return
+        self._reading = asked[0]
+        self._parser = body_parser(asked[1], asked[0].length, self)
+        self.data_received(rest)
+
     def _oversized(self) -> Refused:
         return head_too_large(self.limits) if self._head_size > self._max_head_bytes else too_many_fields(self.limits)
 
@@ -382,8 +392,3 @@ class EdgeProtocol(asyncio.Protocol):
             self._refuse(slow_head())
         else:
             self._transport.close()
-
-
-def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
-    info = transport.get_extra_info(name)
-    return (str(info[0]), int(info[1])) if isinstance(info, (tuple, list)) and len(info) >= 2 else None

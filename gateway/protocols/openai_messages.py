@@ -130,7 +130,7 @@ def _message(message: ChatMessage, number: int) -> Message:
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ())
     if message.content is None and not (role == "assistant" and (calls or message.refusal)):
         raise BadRequest(
-            f"Invalid value for '{at}.content': a {role} message needs content.",
+            f"Invalid value for '{at}.content': a message of the role {role} needs content.",
             param=f"{at}.content",
             code="missing_required_parameter",
         )

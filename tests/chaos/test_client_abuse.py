@@ -106,8 +106,6 @@ async def _send(client: RawClient, data: bytes) -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"GET http://x/\x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"CONNECT internal:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (HEAD + b"Upgrade: websocket\r\nConnection: upgrade\r\n\r\n", 400),
-        (HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n", 400),
     ],
 )
 async def test_what_is_not_good_http_is_refused(gateway: GatewayProcess, data: bytes, status: int) -> None:

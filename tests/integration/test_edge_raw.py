@@ -227,7 +227,6 @@ def test_continue(server: Running) -> None:
         HEAD + b"Host: x\r\nA: b\0c\r\nContent-Length: 0\r\n\r\n",
         HEAD + b"Host: x\r\nHost: y\r\nContent-Length: 0\r\n\r\n",
         HEAD + b"Content-Length: 0\r\n\r\n",
-        HEAD + b"Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
         b"CONNECT evil:443 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
         b"BREW /pot HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -242,6 +241,41 @@ def test_what_is_not_quite_http_is_a_400(server: Running, data: bytes) -> None:
     assert status(answer) == 400
     assert error_of(answer)["code"] == "invalid_http"
     assert answer.count(b"HTTP/1.1") == 1
+
+
+UPGRADE = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "length"),
+    [
+        (b"Content-Length: 3\r\n\r\nabc", 3),
+        (b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nX: trailer\r\n\r\n", 5),
+        (b"Content-Length: 0\r\n\r\n", 0),
+        (b"\r\n", 0),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_another_protocol_is_not_taken_and_the_request_answered_in_this_one(
+    server: Running, body: bytes, length: int, step: int
+) -> None:
+    """JDK's HttpClient asks for h2c with its first request; what follows it is no request of ours."""
+    data = HEAD + UPGRADE + body + post(b"smuggled")
+    with server.connect() as sock:
+        for at in range(0, len(data), step):
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(data[at : at + step])
+        answer = read_all(sock)
+    assert status(answer) == 200
+    assert answer.removesuffix(b"<reset>").endswith(b'{"length":%d}' % length)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answer
+
+
+def test_a_body_of_an_upgrade_that_never_comes_is_a_408(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(HEAD + UPGRADE + b"Content-Length: 3\r\n\r\nab")
+        assert status(read_all(sock)) == 408
 
 
 def test_a_broken_chunk_is_a_400(server: Running) -> None:

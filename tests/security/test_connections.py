@@ -130,6 +130,7 @@ SMUGGLED = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
         b"Content-Length: 0\r\nX\r\n\r\n",
         b"Content-Length: 0\r\nX\xc3\xa9: a\r\n\r\n",
         b"Content-Length: 0\r\nX: a\x01b\r\n\r\n",
+        # another protocol is not taken: an empty body here, and what follows it is not read
         b"Content-Length: 0\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n\r\n",
     ],
 )

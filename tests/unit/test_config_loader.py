@@ -249,6 +249,11 @@ def test_every_problem_is_reported_at_once() -> None:
         ("server: {run_dir: %s}" % ("x" * MAX_RUN_DIR_BYTES), "server.run_dir", "too long"),
         ("redis: {url: 'redis://:pw@h'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "password"),
         ("redis: {url: 'http://h'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "redis://"),
+        ("redis: {url: 'redis:///0'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "redis://"),
+        ("redis: {url: 'redis://h:x/0'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "redis://"),
+        ("redis: {url: 'redis://h/limits'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "no number"),
+        ("redis: {url: 'unix://'}\nauth: {pepper: env:TEST_PEPPER}", "redis.url", "unix:///path"),
+        ("server: {listen: '127.0.0.1:9464'}", "telemetry.metrics.listen", "server.listen"),
         ("redis: {url: 'redis://h'}", "auth.pepper", "same secret"),
         ("auth: {pepper: literal-literal-literal-literal-literal}", "auth.pepper", "env:NAME"),
         ("auth: {pepper: env:TEST_SHORT}", "auth.pepper", "too short"),
@@ -313,6 +318,16 @@ def test_every_problem_is_reported_at_once() -> None:
             "query",
         ),
         ("deployments: {d: {model: m, dialect: openai_compatible, base_url: 'http://h:x'}}", "deployments.d.base_url", "valid"),
+        (
+            "deployments: {d: {model: m, dialect: openai_compatible, base_url: 'http://${H}/v1'}}",
+            "deployments.d.base_url",
+            "host",
+        ),
+        (
+            "deployments: {d: {model: m, dialect: openai_compatible, base_url: 'http://h/v1/chat/completions'}}",
+            "deployments.d.base_url",
+            "leave /chat/completions away",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch, text: str, key: str, words: str) -> None:

@@ -185,6 +185,14 @@ def test_usage_that_cannot_be_true_is_dropped() -> None:
     assert got(sse(good, {"choices": [], "usage": told}))[-1] == Usage(3, 2, 0, 1)
 
 
+@pytest.mark.parametrize(
+    "later", [{}, {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": 3, "completion_tokens": -1}]
+)
+def test_usage_that_cannot_be_true_does_not_erase_what_was_told(later: dict[str, int]) -> None:
+    told = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    assert got(sse(chunk({"content": "a"}), chunk({}, "stop"), told, {"choices": [], "usage": later}))[-1] == Usage(3, 2)
+
+
 def test_running_totals_are_not_summed_and_null_does_not_erase_them() -> None:
     chunks = [chunk({"content": "a"}, usage={"prompt_tokens": 3, "completion_tokens": n}) for n in (1, 2)]
     assert got(sse(*chunks, chunk({}, "stop", usage=None)))[-1] == Usage(3, 2)
@@ -280,6 +288,27 @@ def test_aborts_are_no_finish() -> None:
     failed(got(sse(chunk({"content": "a"}, "abort"))), "unavailable")
     failed(got(sse(chunk({}, "parse_error")), quirks="lmdeploy"), "unavailable")
     assert got(sse(chunk({"content": "a"}, "parse_error")), quirks="lmdeploy")[-1] == Finish("stop")
+
+
+def test_a_reason_that_is_the_word_null_is_none() -> None:
+    data = sse(chunk({"content": "a"}, "null"), chunk({"content": "b"}, "null"), chunk({}, "STOP"))
+    assert got(data) == [Started("up"), TextDelta("a"), TextDelta("b"), Finish("stop")]
+
+
+def test_a_piece_of_a_call_that_says_nothing_is_no_call() -> None:
+    nothing = {"tool_calls": [{"index": 0, "id": None, "function": {"name": None, "arguments": None}}]}
+    assert got(sse(chunk(nothing), chunk({"content": "a"}), chunk({}, "stop"))) == [
+        Started("up"),
+        TextDelta("a"),
+        Finish("stop"),
+    ]
+    assert got(sse(chunk(nothing), chunk({}, "tool_calls"))) == [Started("up"), Finish("stop")]
+
+
+def test_arguments_of_a_call_that_is_never_named_are_not_lost_silently() -> None:
+    nameless = chunk({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]})
+    failed(got(sse(nameless, chunk({}, "tool_calls"))), "protocol")
+    assert got(sse(nameless, chunk({}, "length"))) == [Started("up"), Finish("length")]
 
 
 def test_logprobs_of_both_forms() -> None:

@@ -51,6 +51,18 @@ def test_no_number_goes_on_with_the_last_call() -> None:
     assert calls.feed(None, "", "g", "{}") == ToolCallDelta(1, "call_1", "g", "{}")
 
 
+def test_calls_are_numbered_as_they_are_named() -> None:
+    calls = pieces()
+    assert calls.feed(0, "", "", "") is None
+    assert (calls.count, calls.nameless) == (0, 0)
+    assert calls.feed(1, "", "", "{") is None
+    assert calls.feed(1, "", "", "}") is None
+    assert (calls.count, calls.nameless) == (0, 1)
+    assert calls.feed(2, "b", "g", "{}") == ToolCallDelta(0, "b", "g", "{}")
+    assert calls.feed(1, "a", "f", "") == ToolCallDelta(1, "a", "f", "{}")
+    assert (calls.count, calls.nameless) == (2, 0)
+
+
 def test_whole_calls_are_each_their_own() -> None:
     calls = pieces()
     assert calls.feed(0, "", "f", "{}", whole=True) == ToolCallDelta(0, "call_0", "f", "{}")
