@@ -20,7 +20,7 @@ class Framing(msgspec.Struct, frozen=True, gc=False):
     length: int | None
 
 
-def facts(transport: asyncio.BaseTransport) -> MutableMapping[str, Any]:
+def facts(transport: asyncio.BaseTransport) -> dict[str, Any]:
     """What a connection's scopes have in common."""
     return {
         "server": _address(transport, "sockname"),
