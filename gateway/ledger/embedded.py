@@ -86,13 +86,23 @@ class EmbeddedLedger:
         retry_s: pause between tries while the disk refuses.
         max_waiting: rows in the queue above which new requests are refused. Final rows are always taken: there is at
             most one for each request that was let in.
+        max_held: final rows kept while the disk refuses them; further ones are in the log only.
     """
 
-    def __init__(self, path: Path, *, linger_s: float = 0.005, retry_s: float = 0.5, max_waiting: int = 20_000) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        linger_s: float = 0.005,
+        retry_s: float = 0.5,
+        max_waiting: int = 20_000,
+        max_held: int = 100_000,
+    ) -> None:
         self._path = path
         self._linger_s = linger_s
         self._retry_s = retry_s
         self._max_waiting = max_waiting
+        self._max_held = max_held
         self._turn: list[_Item] = []
         self._given = self._taken = 0  # rows: counted by the loop's thread, and by the writer's
         self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
@@ -102,7 +112,7 @@ class EmbeddedLedger:
         self.written = 0
         """Final rows committed."""
         self.unstored = 0
-        """Final rows that could not be written before `close` gave up, or that SQLite refuses; each is in the log."""
+        """Final rows that SQLite refuses, or refused until there were too many or `close` gave up; each is in the log."""
 
     @property
     def ready(self) -> bool:
@@ -219,15 +229,19 @@ class EmbeddedLedger:
                     held = self._store_singly(database, held)
                 self._answer(opens, error)
                 self._note(error)
+                while len(held) > self._max_held:
+                    self._give_up(held.pop(), "too many rows wait for the disk")
         for item in held:
             self._give_up(item, "not written before the end")
 
     def _take(self, pause_s: float | None) -> tuple[list[_Item], bool]:
-        """The next batch (empty only after a pause) and whether it is the last one. Lingers while nobody waits."""
+        """The next batch (empty only after a pause) and whether it is the last one. Lingers while nobody waits: with
+        `pause_s` for that long, or each final row would be a try to write all that the disk has refused so far.
+        """
         batch: list[_Item] = []
         try:
             items = self._queue.get(timeout=pause_s)
-            deadline = time.monotonic() + self._linger_s
+            deadline = time.monotonic() + (self._linger_s if pause_s is None else pause_s)
             urgent = False
             while items is not None:
                 batch += items

@@ -72,7 +72,7 @@ class EmbeddedStore:
             raise
         except Exception as error:
             if any(rule.on_outage == "deny" for rule in rules):
-                self.void(id)
+                self._give_back(id)  # no row is stored, so none must be closed: a full disk would fill the memory with them
                 raise unavailable(_RETRY_MS, f"outbox: {type(error).__name__}: {error}") from error
             degraded = True
         return Reservation(id, now_us, tuple(rules), verdict.states, degraded)
@@ -107,12 +107,10 @@ class EmbeddedStore:
 
     def void(self, id: str) -> None:
         """See `LimitStore.void`. The opening row may be stored already, so it is closed as a cancelled one."""
-        rules = self._counters.reserved(id)
-        if rules is None:
+        given = self._give_back(id)
+        if given is None:
             return
-        nothing = [0] * len(rules)
-        self._counters.settle(id, nothing, self._clock())
-        row, _ = self._open.pop(id)
+        rules, row = given
         closed = msgspec.structs.replace(
             row,
             outcome="cancelled",
@@ -123,7 +121,16 @@ class EmbeddedStore:
             settled_us=row.admitted_us,
             requests=0,
         )
-        self._outbox.append(closed, pack_charges(rules, nothing))
+        self._outbox.append(closed, pack_charges(rules, [0] * len(rules)))
+
+    def _give_back(self, id: str) -> tuple[Sequence[Rule], LedgerRow] | None:
+        """Uncharge an admission; its rules and its opening row, None when there is none."""
+        rules = self._counters.reserved(id)
+        if rules is None:
+            return None
+        self._counters.settle(id, [0] * len(rules), self._clock())
+        row, _ = self._open.pop(id)
+        return rules, row
 
     async def aclose(self) -> None:
         """Nothing is pending here: the outbox flushes what it was given."""

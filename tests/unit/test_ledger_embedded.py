@@ -162,6 +162,26 @@ async def test_rows_that_cannot_be_written_before_the_end_are_in_the_log(
     assert any("lost-by-disk" in getattr(record, "row", "") for record in caplog.records)
 
 
+async def test_more_rows_than_may_wait_for_the_disk_are_in_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = EmbeddedLedger(path, max_held=3, retry_s=0.05)
+    ledger.start(1)
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("ALTER TABLE ledger RENAME TO gone")
+    for number in range(5):
+        ledger.append(row(str(number), outcome="ok"), b"")
+    async with asyncio.timeout(5):
+        while ledger.unstored < 2:
+            await asyncio.sleep(0.001)
+    database.execute("ALTER TABLE gone RENAME TO ledger")
+    database.close()
+    async with asyncio.timeout(5):
+        while not ledger.ready:
+            await asyncio.sleep(0.001)
+    ledger.close()
+    assert [id for id, *_ in stored(path)] == ["0", "1", "2"] and ledger.unstored == 2
+    assert sum("outcome" in getattr(record, "row", "") for record in caplog.records) == 2
+
+
 async def test_a_full_queue_refuses_new_requests_only(path: Path) -> None:
     ledger = EmbeddedLedger(path, max_waiting=2)
     ledger.start(1)

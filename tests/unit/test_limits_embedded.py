@@ -104,6 +104,7 @@ async def test_what_cannot_be_stored_is_denied_or_allowed_as_the_rules_say(store
         await store.admit("a", RULES, row("a"), 15_000)
     assert caught.value.status == 503
     assert "disk" not in caught.value.message
+    assert not outbox.rows, "who was refused has no row, now or later"
     allowing = tuple(Rule(r.name, r.kind, r.unit, r.limit, r.window_ms, r.cost, "allow") for r in RULES)
     reservation = await store.admit("b", allowing, row("b"), 15_000)
     assert reservation.degraded
