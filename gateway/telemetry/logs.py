@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
+
+from gateway.domain.settlement import Outcome
 from gateway.telemetry.observed import Observed
 from gateway.telemetry.redact import redact
 from gateway.telemetry.sink import encode, timestamp
@@ -18,6 +21,34 @@ class LineSink(Protocol):
         """Hand over one line."""
 
 
+class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
+    """The line's fields, in their order. Durations are milliseconds; a field that does not apply is left out."""
+
+    ts: str
+    event: str
+    request_id: str
+    protocol: str
+    outcome: Outcome
+    status: int
+    duration_ms: float
+    attempts: int
+    client_request_id: str | None = None
+    key_id: str | None = None
+    team: str | None = None
+    model: str | None = None
+    deployment: str | None = None
+    stream: bool | None = None
+    ttft_ms: float | None = None
+    queue_ms: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    usage: str | None = None
+    calls: list[list[int]] | None = None
+    error: str | None = None
+    detail: str | None = None
+    trace_id: str | None = None
+
+
 class RequestLog:
     """Writes the line of each request that has ended."""
 
@@ -26,48 +57,39 @@ class RequestLog:
 
     def observe(self, tally: Observed, now_wall_us: int, trace_id: str = "") -> None:
         """Log one request. `now_wall_us`: µs UTC. `trace_id`: of its trace, "" without tracing."""
-        fields = request_fields(tally, now_wall_us)
+        line = request_line(tally, now_wall_us)
         if trace_id:
-            fields["trace_id"] = trace_id
-        self._sink.write(encode(fields))
+            line.trace_id = trace_id
+        self._sink.write(encode(line))
 
 
-def request_fields(tally: Observed, now_wall_us: int) -> dict[str, object]:
-    """The line's fields. Durations are milliseconds; a field that does not apply is left out."""
-    principal, usage, error, deployment = tally.principal, tally.usage, tally.error, tally.deployment
-    fields: dict[str, object] = {
-        "ts": timestamp(now_wall_us),
-        "event": "request",
-        "request_id": tally.id,
-        "protocol": tally.protocol,
-        "outcome": tally.outcome,
-        "status": tally.status,
-        "duration_ms": (tally.ended_us - tally.began_us) / 1000,
-        "attempts": len(tally.attempts),
-    }
-    if tally.client_request_id:
-        fields["client_request_id"] = redact(tally.client_request_id)
-    if principal is not None:
-        fields["key_id"] = principal.key_id
-        if principal.team_id:
-            fields["team"] = principal.team_id
-    if tally.route is not None:
-        fields["model"] = tally.route.name
-    if deployment is not None:
-        fields["deployment"] = deployment.id
-    if tally.call is not None:
-        fields["stream"] = tally.call.options.stream
-    if tally.first_event_us:
-        fields["ttft_ms"] = (tally.first_event_us - tally.began_us) / 1000
-    if tally.queue_us:
-        fields["queue_ms"] = tally.queue_us / 1000
+def request_line(tally: Observed, now_wall_us: int) -> RequestLine:
+    """What there is to say of a request."""
+    principal, route, call, usage, attempts = tally.principal, tally.route, tally.call, tally.usage, tally.attempts
+    began_us = tally.began_us
+    line = RequestLine(
+        timestamp(now_wall_us),
+        "request",
+        tally.id,
+        tally.protocol,
+        tally.outcome,
+        tally.status,
+        (tally.ended_us - began_us) / 1000,
+        len(attempts),
+        redact(tally.client_request_id) if tally.client_request_id else None,
+        None if principal is None else principal.key_id,
+        None if principal is None else principal.team_id or None,
+        None if route is None else route.name,
+        attempts[-1].deployment.id if attempts else None,
+        None if call is None else call.options.stream,
+        (tally.first_event_us - began_us) / 1000 if tally.first_event_us else None,
+        tally.queue_us / 1000 if tally.queue_us else None,
+    )
     if usage is not None:
-        fields["input_tokens"], fields["output_tokens"] = usage.input_tokens, usage.output_tokens
-        fields["usage"] = usage.source
-    if usage is not None and usage.calls:
-        fields["calls"] = [[one.input_tokens, one.output_tokens] for one in usage.calls]
-    if error is not None:
-        fields["error"] = redact((error.code or error.type)[:64])
-        if error.detail:
-            fields["detail"] = redact(error.detail[:MAX_DETAIL])
-    return fields
+        line.input_tokens, line.output_tokens, line.usage = usage.input_tokens, usage.output_tokens, usage.source
+        if usage.calls:
+            line.calls = [[one.input_tokens, one.output_tokens] for one in usage.calls]
+    if tally.error is not None:
+        line.error = redact((tally.error.code or tally.error.type)[:64])
+        line.detail = redact(tally.error.detail[:MAX_DETAIL]) if tally.error.detail else None
+    return line

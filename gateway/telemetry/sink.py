@@ -28,12 +28,12 @@ PIPE_BUF = 4096
 _encode = msgspec.json.Encoder().encode
 
 
-def encode(fields: Mapping[str, object]) -> bytes:
+def encode(fields: Mapping[str, object] | msgspec.Struct) -> bytes:
     """One JSON line. Control characters are escaped, C0 by JSON itself, the rest by escaping all that is not ASCII."""
     try:
         line = _encode(fields)
     except UnicodeEncodeError:  # a lone surrogate
-        line = json.dumps(fields, default=str).encode()
+        line = json.dumps(msgspec.to_builtins(fields)).encode()
     if not line.isascii():
         line = json.dumps(msgspec.json.decode(line), separators=(",", ":")).encode()
     return line.replace(b"\x7f", b"\\u007f") + b"\n"

@@ -12,7 +12,7 @@ from backends.core.errors import UpstreamRefused
 from gateway.domain.principal import Principal
 from gateway.pipeline.tally import Tally
 from gateway.telemetry.bridge import Bridge
-from gateway.telemetry.logs import RequestLog, request_fields
+from gateway.telemetry.logs import RequestLog, request_line
 from gateway.telemetry.redact import MASK, redact
 from gateway.telemetry.sink import PIPE_BUF, DirectSink, Sink, encode, pieces
 from gateway.telemetry.style import Style, readable
@@ -59,7 +59,7 @@ def test_the_line_of_a_request() -> None:
 def test_an_error_is_logged_with_its_detail_without_secrets() -> None:
     tally = Tally("id", "openai_chat", 0, 0)
     tally.fail(UpstreamRefused("no", detail="401 for Bearer sk-live-abcdef123456 at http://u:pw@host/"), "upstream_error")
-    fields = request_fields(tally, 0)
+    fields = json.loads(encode(request_line(tally, 0)))
     assert fields["error"] == "upstream_auth_failed"
     assert "abcdef" not in str(fields)
     assert "pw" not in str(fields)
