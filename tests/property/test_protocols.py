@@ -18,6 +18,7 @@ from backends.core.events import (
     TokenLogprob,
     ToolCallDelta,
 )
+from backends.core.request import GenerationRequest
 from backends.core.usage import Usage
 from gateway.protocols.contract import Call, Identity
 from gateway.protocols.openai_wire import ChatBody, CompletionBody, EmbeddingBody
@@ -54,6 +55,33 @@ def test_any_json_is_a_call_or_a_bad_request(value: object) -> None:
             assert error.message
         else:
             assert isinstance(call, Call)
+
+
+#: Stuff of long texts: quotes and backslashes at any distance from what is looked for, and what stands outside of texts too.
+STRETCHES = st.tuples(st.sampled_from(['"', "\\", "\\\"", "o", "0,", '":{"n":1,"n":', "\n", "ö", "漢"]), st.integers(1, 9000))
+LONG_TEXTS = st.lists(STRETCHES, min_size=1, max_size=6).map(lambda all: "".join(one * times for one, times in all))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(LONG_TEXTS, min_size=1, max_size=3),
+    st.lists(st.sampled_from(["n", "seed", "messages", "user"]), max_size=4),
+    st.booleans(),
+    st.sampled_from(["", " " * 9000]),
+)
+def test_a_name_given_twice_is_found_beside_any_texts(texts: list[str], more: list[str], ascii: bool, space: str) -> None:
+    messages = [{"role": "user", "content": text} for text in texts]
+    told = [("model", "m"), ("messages", messages), *((name, messages if name == "messages" else None) for name in more)]
+    fields = [f"{json.dumps(name)}:{space}{json.dumps(value, ensure_ascii=ascii)}" for name, value in told]
+    names = [name for name, _ in told]
+    try:
+        call = CHAT.parse(f"{{{','.join(fields)}}}".encode())
+    except BadRequest as error:
+        assert error.param == next(name for name in names if names.count(name) > 1)
+    else:
+        assert len(set(names)) == len(names)
+        assert isinstance(call.job, GenerationRequest)
+        assert [message.text for message in call.job.messages] == texts
 
 
 @settings(max_examples=100, deadline=None)
