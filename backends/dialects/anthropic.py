@@ -21,6 +21,7 @@ from backends.core.request import GenerationRequest, ImageInput, Job, Message, P
 from backends.dialects.anthropic_answers import MessagesDecoder
 from backends.dialects.plain_prompts import generation
 from backends.parsing import failures
+from backends.wire.json_body import json_body
 
 VERSION = "2023-06-01"
 CAPABILITIES: Capabilities = frozenset({
@@ -63,7 +64,7 @@ class Anthropic:
             if choice := _choice(job):
                 body["tool_choice"] = choice
         headers = {"content-type": "application/json", "anthropic-version": VERSION}
-        return UpstreamRequest("POST", "/v1/messages", headers, msgspec.json.encode(body))
+        return UpstreamRequest("POST", "/v1/messages", headers, json_body(body))
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""

@@ -28,6 +28,7 @@ from backends.dialects.openai_details import read_arguments
 from backends.dialects.plain_prompts import generation, one_prompt
 from backends.dialects.text_answers import Called, Form, Piece, TextDecoder
 from backends.parsing import failures
+from backends.wire.json_body import json_body
 
 CAPABILITIES: Capabilities = frozenset(
     {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "frequency_penalty"}
@@ -109,7 +110,7 @@ class Ffm:
                     tools if self._as_tools else [tool["function"] for tool in tools]
                 )
         path = "/models/generate" if "inputs" in body else "/models/conversation"
-        return UpstreamRequest("POST", path, _HEADERS, msgspec.json.encode(body))
+        return UpstreamRequest("POST", path, _HEADERS, json_body(body))
 
     def _messages(self, message: Message, turns: Sequence[Message]) -> list[dict[str, object]]:
         """A turn as the service writes it; several where it calls several functions, which have a turn each."""

@@ -30,6 +30,7 @@ from backends.dialects.text_answers import Form, Piece, TextDecoder
 from backends.dialects.vector_answers import Vectors, vector_decoder
 from backends.parsing import failures
 from backends.parsing.vectors import pack
+from backends.wire.json_body import json_body
 from backends.wire.llamacpp import Completion, Detokenized, EmbeddingItem, Props, SlotState, Templated, Tokenized
 
 CAPABILITIES: Capabilities = (OPENAI_SAMPLING | LOCAL_SAMPLING | {
@@ -112,7 +113,7 @@ class LlamaCpp:
 
 
 def _post(path: str, body: Mapping[str, object]) -> UpstreamRequest:
-    return UpstreamRequest("POST", path, _JSON, msgspec.json.encode(body))
+    return UpstreamRequest("POST", path, _JSON, json_body(body))
 
 
 def _prompt(prompts: Sequence[Prompt]) -> dict[str, object]:

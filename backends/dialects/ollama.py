@@ -27,6 +27,7 @@ from backends.dialects.vector_answers import Vectors, vector_decoder
 from backends.parsing import failures
 from backends.parsing.failures import Envelope
 from backends.parsing.vectors import pack
+from backends.wire.json_body import json_body
 from backends.wire.openai_chat import TokenWire
 
 _OPTIONS = {
@@ -148,7 +149,7 @@ class Ollama:
 
 
 def _post(path: str, body: Mapping[str, object]) -> UpstreamRequest:
-    return UpstreamRequest("POST", path, {"content-type": "application/json"}, msgspec.json.encode(body))
+    return UpstreamRequest("POST", path, {"content-type": "application/json"}, json_body(body))
 
 
 def _messages(messages: Sequence[Message]) -> list[dict[str, object]]:

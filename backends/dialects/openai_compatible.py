@@ -35,6 +35,7 @@ from backends.dialects.openai_answers import GenerationDecoder
 from backends.dialects.openai_embeddings import embedding_decoder
 from backends.dialects.rerank_answers import rerank_body, rerank_decoder
 from backends.parsing import failures
+from backends.wire.json_body import json_body
 
 #: What OpenAI's own API takes.
 OPENAI = OPENAI_SAMPLING | {
@@ -135,9 +136,9 @@ class OpenAICompatible:
     def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
         """The request for a job. `prompts`, where given, take the place of the job's own conversation."""
         if isinstance(job, EmbeddingRequest):
-            return UpstreamRequest("POST", "/embeddings", _JSON, msgspec.json.encode(self._embedding(job)))
+            return UpstreamRequest("POST", "/embeddings", _JSON, json_body(self._embedding(job)))
         if isinstance(job, RerankRequest):
-            return UpstreamRequest("POST", "/rerank", _JSON, msgspec.json.encode(rerank_body(job)))
+            return UpstreamRequest("POST", "/rerank", _JSON, json_body(rerank_body(job)))
         prompts = prompts or job.prompts
         stream = job.stream or (self.quirks.usage_per_choice and job.choices > 1)
         body: dict[str, object] = {"model": job.model, "stream": stream}
@@ -165,7 +166,7 @@ class OpenAICompatible:
         if self._options.tokenize and not stream:
             body["tokenize"] = True
         path = "/completions" if prompts else "/chat/completions"
-        return UpstreamRequest("POST", path, _JSON, msgspec.json.encode(body))
+        return UpstreamRequest("POST", path, _JSON, json_body(body))
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""

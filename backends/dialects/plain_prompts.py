@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from backends.core.contracts import UpstreamRequest
 from backends.core.errors import UnsupportedParameter
 from backends.core.request import GenerationRequest, Job, Prompt
+from backends.wire.json_body import json_body
 
 
 def generation(job: Job) -> GenerationRequest:
@@ -39,4 +38,4 @@ def one_prompt(job: GenerationRequest, prompts: Sequence[Prompt]) -> Prompt:
 
 def post(path: str, body: Mapping[str, object]) -> UpstreamRequest:
     """A JSON request."""
-    return UpstreamRequest("POST", path, {"content-type": "application/json"}, msgspec.json.encode(body))
+    return UpstreamRequest("POST", path, {"content-type": "application/json"}, json_body(body))

@@ -20,8 +20,6 @@ from backends.remote.transport import Timeouts
 MAX_UNREAD_BYTES = 256 * 1024
 #: Until a connection that has not sent its whole request is half-closed again.
 _AGAIN_S = 0.001
-#: A request smaller than this is written in one piece with its head.
-_JOIN_BYTES = 64 * 1024
 
 
 class ClosedUnanswered(UpstreamUnavailable):
@@ -255,11 +253,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             exchange.closed(None)
             return exchange
-        if len(body) < _JOIN_BYTES:
-            transport.write(head + body)
-        else:
-            transport.write(head)
-            transport.write(body)
+        transport.writelines((head, body))  # in one piece, without a copy of a long prompt
         self._unsent = transport.get_write_buffer_size()
         self._write_at = min(self.loop.time() + timeouts.write_s, total_at)
         self._arm(self._write_at)

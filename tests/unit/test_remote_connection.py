@@ -57,12 +57,14 @@ class Pipe:
 
     def __init__(self) -> None:
         self.written = b""
+        self.writes = 0
         self.unsent = 0
         self.closing = self.aborted = self.paused = False
 
-    def write(self, data: bytes) -> None:
+    def writelines(self, pieces: Iterable[bytes]) -> None:
         assert not self.closing
-        self.written += data
+        self.written += b"".join(pieces)
+        self.writes += 1
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
@@ -101,7 +103,7 @@ class Line:
 async def test_a_request_is_one_write_and_reads_arm_no_timers() -> None:
     line = Line()
     exchange = line.begin()
-    assert line.pipe.written == b"head body"
+    assert (line.pipe.written, line.pipe.writes) == (b"head body", 1)
     line.connection.data_received(HEAD)
     assert (await exchange.head()).status == 200
     armed = line.clock.calls
