@@ -26,6 +26,9 @@ DRAIN_TICK_S, IDLE_TICK_S = 0.02, 0.1
 #: Objects made between two looks of the cyclic collector (Python's own: 700, 10, 10). A request's objects live across
 #: several awaits, so frequent looks find them all alive: at 64 requests they took a fifth of the worker's time.
 COLLECT_EVERY = (20_000, 20, 20)
+#: A block of memory of so many bytes, freed once, tells glibc to keep twice as much free memory instead of 128 KiB: else a
+#: prompt of 40 kB gives pages back to the kernel and takes them anew at each request.
+KEPT_FREE_BYTES = 4 << 20
 #: What requests get that outlived drain, cut and flush, before their tasks are cancelled.
 LAST_S = 0.5
 
@@ -76,6 +79,7 @@ def run_worker(child: Child, owner: socket.socket, times: DrainTimes, build: Bui
         sock = worker_socket(owner)
         async with build(line) as parts:
             line.listen(parts.on_config, parts.on_refused)
+            bytearray(KEPT_FREE_BYTES)
             gc.set_threshold(*COLLECT_EVERY)
             gc.collect()
             gc.freeze()  # the parts live as long as the worker: never look at them again
