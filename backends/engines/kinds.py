@@ -25,7 +25,7 @@ _GENERATES: Mapping[str, Capabilities] = MappingProxyType(
     {
         "llamacpp": OPENAI_SAMPLING
         | LOCAL_SAMPLING
-        | {"chat", "completions", "n", "logprobs", "token_input", "grammar", "needs_output_cap"}
+        | {"chat", "completions", "n", "logprobs", "token_input", "grammar", "regex", "needs_output_cap"}
         | {"response_format.json_object", "response_format.json_schema"},
         "scripted": frozenset(
             {"chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "logprobs"}

@@ -17,11 +17,12 @@ from backends.core.contracts import Backend, Batches
 from backends.core.errors import UnsupportedParameter
 from backends.core.events import Event
 from backends.core.leaving import Leaving
-from backends.core.request import GenerationRequest, Job, Output, Tool
+from backends.core.request import GenerationRequest, Job
 from backends.parsing.interpreter import Interpreter, Reading
 from backends.parsing.think import Tags
 from backends.parsing.toolcalls.llama3 import BareObject
 from backends.parsing.toolcalls.machine import Syntax
+from backends.remote.forcing import forced
 
 _SCHEMA = "response_format.json_schema"
 
@@ -86,30 +87,8 @@ class Interpreting:
         )
         if mode == "auto":
             return inner, reading
-        forced = Output("json_schema", name="call", schema=msgspec.Raw(forced_call(wanted)), strict=True)
-        return msgspec.structs.replace(inner, output=forced), msgspec.structs.replace(reading, syntax=BareObject(), tags=None)
-
-
-def forced_call(tools: Sequence[Tool]) -> bytes:
-    """The JSON schema of one call of one of these tools. Definitions of their schemas move to its top."""
-    definitions: dict[str, dict[str, object]] = {}
-    calls = []
-    for tool in tools:
-        parameters = dict(msgspec.json.decode(tool.parameters, type=dict[str, object]))
-        for key in ("$defs", "definitions"):
-            if isinstance(own := parameters.pop(key, None), dict):
-                definitions.setdefault(key, {}).update(own)
-        if parameters.get("type") != "object" and not parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
-            parameters = {"type": "object", **parameters}
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": tool.name}, "arguments": parameters},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    return msgspec.json.encode({**(calls[0] if len(calls) == 1 else {"anyOf": calls}), **definitions})
+        inner = msgspec.structs.replace(inner, output=forced(wanted))
+        return inner, msgspec.structs.replace(reading, syntax=BareObject(), tags=None)
 
 
 class _Opened(AbstractAsyncContextManager[Batches]):

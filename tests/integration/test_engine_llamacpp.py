@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import math
+import re
 import statistics
 import struct
 import time
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 
@@ -228,6 +230,54 @@ async def test_a_schema_is_kept_to(engine: EngineClient) -> None:
         assert Finish("stop") in got
 
 
+ODD: list[Any] = [
+    {
+        "type": ["object", "null"],
+        "properties": {"code": {"type": "string", "pattern": r"^[A-Z]{2}-\d{3}$"}},
+        "required": ["code"],
+    },
+    {
+        "$defs": {"Leaf": {"type": "object", "properties": {"leaf": {"const": True}}, "required": ["leaf"]}},
+        "type": "array",
+        "items": {"anyOf": [{"$ref": "#/$defs/Leaf"}, {"type": "integer", "minimum": 10, "maximum": 12000}]},
+        "minItems": 2,
+        "maxItems": 3,
+    },
+    {"allOf": [{"properties": {"a": {"enum": ["x", None]}}, "required": ["a"]}, {"properties": {"b": {"type": "boolean"}}}]},
+    {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1}, "maxProperties": 2},
+    {
+        "type": "object",
+        "properties": {'say "é"\n': {"type": "string", "minLength": 3, "maxLength": 20}},
+        "required": ['say "é"\n'],
+    },
+    {"type": "string", "format": "date-time"},
+]
+
+
+@pytest.mark.parametrize("schema", ODD, ids=range(len(ODD)))
+async def test_odd_schemas_are_kept_to_as_well(engine: EngineClient, schema: Any) -> None:
+    output = Output("json_schema", schema=msgspec.Raw(json.dumps(schema).encode()), strict=True)
+    got = await events(engine, chat("Something, please.", output=output, temperature=1.0, max_tokens=200, seed=3))
+    jsonschema.validate(json.loads(text(got)), schema)
+    assert Finish("stop") in got
+
+
+async def test_a_regular_expression_is_kept_to(engine: EngineClient) -> None:
+    got = await events(engine, chat("A number?", output=Output("regex", grammar=r"\d{3}-(a|b)+c", asked_as="guided_regex")))
+    assert re.fullmatch(r"\d{3}-(a|b)+c", text(got)) or Finish("length") in got
+
+
+async def test_a_schema_that_cannot_be_kept_to_is_refused_and_names_what(engine: EngineClient) -> None:
+    for schema, param in (
+        ({"type": "array", "uniqueItems": True}, ""),
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "guided_json"),
+    ):
+        output = Output("json_schema", schema=msgspec.Raw(json.dumps(schema).encode()), asked_as=param)
+        with pytest.raises(BadRequest) as caught:
+            await events(engine, chat("x", output=output))
+        assert caught.value.param == (param or "response_format")
+
+
 async def test_grammars_are_kept_to_and_bad_ones_refused(engine: EngineClient) -> None:
     got = await events(engine, chat("Yes or no?", output=Output("grammar", grammar='root ::= "yes" | "no"')))
     assert text(got) in ("yes", "no")
@@ -238,6 +288,7 @@ async def test_grammars_are_kept_to_and_bad_ones_refused(engine: EngineClient) -
         "(" * 5000,
         'root ::= root "a"',
         "root ::= " + "(" * 60 + '"a"' + ")" * 60 + " missing",
+        'root ::= "a"{3,1}',
     ):
         with pytest.raises(BadRequest):
             await events(engine, chat("x", output=Output("grammar", grammar=grammar)))

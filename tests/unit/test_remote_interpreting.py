@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import jsonschema
 import msgspec
 import pytest
 
@@ -14,7 +15,8 @@ from backends.core.fold import fold
 from backends.core.request import GenerationRequest, Job, Message, Output, Prompt, Text, Tool, ToolCall, ToolChoice
 from backends.parsing.think import THINK_TAGS
 from backends.parsing.toolcalls.families import TOOL_SYNTAXES
-from backends.remote.interpreting import Interpreting, forced_call, gives
+from backends.remote.forcing import forced_call
+from backends.remote.interpreting import Interpreting, gives
 
 TOOLS = (
     Tool("f", parameters=msgspec.Raw(b'{"type":"object","properties":{"a":{"$ref":"#/$defs/A"}},"$defs":{"A":{}}}')),
@@ -119,3 +121,27 @@ def test_what_it_gives_and_closes() -> None:
     assert gives(frozenset({"chat"}), TOOL_SYNTAXES["hermes"]) == {"tools", "parallel_tool_calls"}
     assert "tool_choice" in gives(frozenset({"response_format.json_schema"}), TOOL_SYNTAXES["hermes"])
     assert msgspec.json.decode(forced_call([TOOLS[1]]))["properties"]["arguments"] == {"type": "object"}
+
+
+def test_definitions_of_two_tools_with_one_name_stay_apart() -> None:
+    def tool(name: str, kind: str) -> Tool:
+        place = {"type": "object", "properties": {"in": {"$ref": "#/$defs/Place"}, "v": {"type": kind}}}
+        parameters = {
+            "type": "object",
+            "properties": {
+                "at": {"$ref": "#/$defs/Place"},
+                "same": {"$ref": "#/properties/at"},
+                "$ref": {"const": {"$ref": "#"}},
+            },
+            "$defs": {"Place": place},
+        }
+        return Tool(name, parameters=msgspec.Raw(msgspec.json.encode(parameters)))
+
+    schema = msgspec.json.decode(forced_call([tool("f", "string"), tool("g", "integer")]))
+    validator = jsonschema.Draft202012Validator(schema)
+    for name, good, bad in (("f", "x", 1), ("g", 1, "x")):
+        for key in ("at", "same"):
+            for value, fits in ((good, True), (bad, False)):
+                call = {"name": name, "arguments": {key: {"v": value, "in": {"v": value}}}}
+                assert validator.is_valid(call) is fits, call
+    assert validator.is_valid({"name": "f", "arguments": {"$ref": {"$ref": "#"}}})

@@ -23,11 +23,12 @@ from backends.engines.launch import EngineLaunch
 from backends.engines.llamacpp import work
 from backends.engines.llamacpp.adapters import NONE, Adapters
 from backends.engines.llamacpp.context import ABORTED, NO_ROOM, Context
+from backends.engines.llamacpp.forms.asked import grammar_of
 from backends.engines.llamacpp.logprobs import token_logprob
 from backends.engines.llamacpp.model import Model
 from backends.engines.llamacpp.pooler import LlamaPooler
 from backends.engines.llamacpp.prompts import Prompts
-from backends.engines.llamacpp.sampling import NoTokenFits, Sampler, grammar_of
+from backends.engines.llamacpp.sampling import NoTokenFits, Sampler
 from backends.engines.llamacpp.scheduler import Pace, Step, plan
 from backends.engines.llamacpp.settings import LlamaOptions
 from backends.engines.llamacpp.slots import Slots
@@ -36,7 +37,8 @@ from backends.engines.options import EngineLoadFailed, read_options
 CAPABILITIES = (
     OPENAI_SAMPLING
     | LOCAL_SAMPLING
-    | {"completions", "n", "logprobs", "token_input", "grammar", "response_format.json_object", "response_format.json_schema"}
+    | {"completions", "n", "logprobs", "token_input", "grammar", "regex"}
+    | {"response_format.json_object", "response_format.json_schema"}
 )
 #: Stop strings of a request.
 MAX_STOPS = 64

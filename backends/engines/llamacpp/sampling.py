@@ -10,23 +10,17 @@ and the choice repeated: filtering costs milliseconds, most choices are right.
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 from collections.abc import Sequence
 
 import llama_cpp as llama
 import numpy as np
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from backends.core.errors import BadRequest
-from backends.core.request import Output, Sampling
+from backends.core.request import Sampling
+from backends.engines.llamacpp.forms.asked import Grammar
 from backends.engines.llamacpp.model import Model, complaints
-from backends.engines.llamacpp.schemas import with_bounds
 
-#: Bytes of a schema or grammar that a request may bring.
-MAX_GRAMMAR = 64 << 10
-#: Open parentheses of a grammar: llama.cpp's reader calls itself for each, on a stack that ends the process.
-MAX_NESTING = 64
 _ENTRY = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _BAN = -math.inf
 
@@ -35,58 +29,18 @@ class NoTokenFits(Exception):
     """The grammar allows nothing any more: the answer is complete."""
 
 
-def grammar_of(output: Output) -> str | None:
-    """The GBNF that an answer must follow, None for free text.
-
-    Raises:
-        BadRequest: a schema that is too large or that cannot be expressed.
-    """
-    if output.kind == "text":
-        return None
-    if output.kind == "grammar":
-        if len(output.grammar.encode()) > MAX_GRAMMAR:
-            raise BadRequest(f"The grammar is larger than {MAX_GRAMMAR} bytes.", param="grammar")
-        if _nesting(output.grammar) > MAX_NESTING:
-            raise BadRequest(f"The grammar nests parentheses deeper than {MAX_NESTING}.", param="grammar")
-        return output.grammar
-    schema = bytes(output.schema) if output.kind == "json_schema" else b'{"type": "object"}'
-    if len(schema) > MAX_GRAMMAR:
-        raise BadRequest(f"The schema is larger than {MAX_GRAMMAR} bytes.", param="response_format")
-    try:
-        text = str(json_schema_to_gbnf(json.dumps(with_bounds(json.loads(schema)))))
-    except Exception as error:  # the converter raises all kinds on what it does not know
-        raise BadRequest(
-            "The schema uses what this model's engine cannot express.",
-            param="response_format",
-            detail=f"{type(error).__name__}: {error}",
-        ) from None
-    return text
-
-
-def _nesting(grammar: str) -> int:
-    """Deepest count of open parentheses; those inside literals count too, which errs on the safe side."""
-    depth = deepest = 0
-    for character in grammar:
-        if character == "(":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character == ")":
-            depth -= 1
-    return deepest
-
-
 class Sampler:
     """One choice's sampler. `free` it once."""
 
-    def __init__(self, model: Model, sampling: Sampling, *, seed: int, prompt: Sequence[int], grammar: str | None) -> None:
+    def __init__(self, model: Model, sampling: Sampling, *, seed: int, prompt: Sequence[int], grammar: Grammar | None) -> None:
         """Raises BadRequest when the grammar cannot be read or a token id of logit_bias does not exist."""
         self._model = model
         self._grammar = None
         if grammar is not None:
-            self._grammar = llama.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
+            self._grammar = llama.llama_sampler_init_grammar(model.vocab, grammar.text.encode("utf-8", "replace"), b"root")
             if not self._grammar:
                 complaints()
-                raise BadRequest("The grammar cannot be read.", param="grammar")
+                raise BadRequest(f"llama.cpp cannot read the grammar of '{grammar.param}'.", param=grammar.param)
         self._chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         self._ends_banned = 0
         self._likeliest = grammar is None and _only_likeliest(sampling)
