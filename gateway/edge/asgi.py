@@ -1,18 +1,19 @@
 """The application: generation paths go straight to the pipeline, everything else to the FastAPI part.
 
-It decides on `scope["path"]` alone, never on Host or a rebuilt URL. It needs `EdgeProtocol` under it, whose cycle
-gives it bodies; what it hands on is plain ASGI.
+It decides on the path alone, never on Host or a rebuilt URL. It needs `EdgeProtocol` under it, whose cycle gives it
+bodies; what it hands on is plain ASGI. A POST whose target is a generation path as it stands comes without a scope.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 from backends.core.errors import GatewayError
 from gateway.edge.cors import Cors
-from gateway.edge.cycle import EXTENSION, App, Message, Receive, RequestTimeout, Send
+from gateway.edge.cycle import EXTENSION, App, Cycle, Message, Receive, RequestTimeout, Send, Straight
 from gateway.edge.exchange import HttpExchange
 from gateway.pipeline.exchange import Exchange
 from gateway.protocols.contract import ClientProtocol
@@ -66,6 +67,11 @@ class EdgeApp:
         self._cors = Cors(cors_origins)
         self._draining = draining
         self._paths = paths
+        self.straight: Mapping[bytes, Straight] = {
+            path.encode(): partial(self._generation, path, protocol) for path, protocol in paths.items()
+        }
+        """By request target: what answers a POST for it without a scope."""
+
         self._other_body_s = other_body_s
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -78,15 +84,20 @@ class EdgeApp:
             return self._other(scope, receive, send)
         headers = scope["headers"]
         if scope["method"] == "POST":
-            exchange = HttpExchange(scope["extensions"][EXTENSION], path, headers, self._draining)
-            if self._cors.configured:
-                exchange.response_headers += self._cors.headers(headers)
-            return self._serve(exchange, protocol)
+            return self._generation(path, protocol, scope["extensions"][EXTENSION], headers)
         if scope["method"] == "OPTIONS":
             return self._answer(send, 204, self._cors.preflight(headers, b"POST"), b"")
         error = MethodNotAllowed(f"Not allowed to {scope['method']} on {path}: use POST.")
         told = [(b"content-type", b"application/json"), (b"allow", b"POST, OPTIONS"), *self._cors.headers(headers)]
         return self._answer(send, 405, told, render(error, in_stream=False))
+
+    def _generation(
+        self, path: str, protocol: ClientProtocol, cycle: Cycle, headers: Sequence[tuple[bytes, bytes]]
+    ) -> Awaitable[None]:
+        exchange = HttpExchange(cycle, path, headers, self._draining)
+        if self._cors.configured:
+            exchange.response_headers += self._cors.headers(headers)
+        return self._serve(exchange, protocol)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "OPTIONS":

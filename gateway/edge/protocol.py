@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -21,7 +22,7 @@ import httptools
 from uvicorn import Config
 
 from backends.core.errors import BadRequest
-from gateway.edge.cycle import EXTENSION, App, Cycle, Headers, RequestTimeout
+from gateway.edge.cycle import EXTENSION, App, Cycle, Headers, RequestTimeout, Straight
 from gateway.edge.head import facts, framing, scope
 from gateway.edge.limits import Limits, Refused, head_too_large, malformed, not_supported, slow_head, too_many_fields
 from gateway.edge.upgrade import body_parser
@@ -45,7 +46,8 @@ class EdgeProtocol(asyncio.Protocol):
     ) -> None:
         if not config.loaded:
             config.load()
-        self.app: App = config.loaded_app
+        self._app: App = config.loaded_app
+        self._straight: Mapping[bytes, Straight] = getattr(config.loaded_app, "straight", {})
         self.loop = _loop or asyncio.get_running_loop()
         self._state = server_state
         self._app_state = app_state
@@ -54,7 +56,7 @@ class EdgeProtocol(asyncio.Protocol):
         self._facts: dict[str, Any] = {}
         self._answering: Cycle | None = None
         self._reading: Cycle | None = None
-        self._waiting: deque[tuple[Cycle, MutableMapping[str, Any]]] = deque()
+        self._waiting: deque[tuple[Cycle, Callable[[], Awaitable[None]]]] = deque()
         self._ahead = 0
         self._in_head = False
         self._url = b""
@@ -121,6 +123,10 @@ class EdgeProtocol(asyncio.Protocol):
                 self._refuse(head_too_large(self.limits))
             elif self._fed_in_head == len(data) and self._answering is None:
                 self._arm(self.limits.head_s)
+        elif (
+            self._reading is not None and self._deadline is None and self._reading is self._answering and not self._read_paused
+        ):
+            self._arm(self.limits.body_s)  # the rest of a body that did not come with its head
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
@@ -158,30 +164,29 @@ class EdgeProtocol(asyncio.Protocol):
         if self._head_size > self._max_head_bytes or len(self._headers) > self._max_header_fields:
             self._stop(self._oversized())
         http10 = (version := self._parser.get_http_version()) == "1.0"
-        method = self._parser.get_method().decode("ascii")
-        if (upgrade := self._parser.should_upgrade()) and method == "CONNECT":
+        method = self._parser.get_method()
+        if (upgrade := self._parser.should_upgrade()) and method == b"CONNECT":
             self._stop(not_supported("CONNECT is not supported."))
+        straight = self._straight.get(self._url) if method == b"POST" else None
         try:
             framed = framing(headers, version)
-            request = scope(method, self._url, headers, self._facts)
+            request = None if straight is not None else scope(method.decode("ascii"), self._url, headers, self._facts)
         except Refused as refused:
             self._stop(refused)
-        cycle = Cycle(
-            self,
-            keep_alive=not (http10 or upgrade) and self._parser.should_keep_alive(),
-            http10=http10,
-            head_only=method == "HEAD",
-            expects=framed.expects,
-            length=framed.length,
-        )
-        request["http_version"] = "1.0" if http10 else "1.1"
-        request["state"] = self._app_state.copy()
-        request["extensions"] = {EXTENSION: cycle}
+        keep_alive = not (http10 or upgrade) and self._parser.should_keep_alive()
+        cycle = Cycle(self, keep_alive, http10, method == b"HEAD", framed.expects, framed.length)
+        answer: Callable[[], Awaitable[None]]
+        if straight is not None:
+            answer = partial(straight, cycle, headers)
+        else:
+            assert request is not None
+            request.update(http_version=version, state=self._app_state.copy(), extensions={EXTENSION: cycle})
+            answer = partial(self._app, request, cycle.receive, cycle.send)
         self._reading = cycle
         if self._answering is None:
-            self._begin(cycle, request)
+            self._begin(cycle, answer)
         elif len(self._waiting) < self.limits.max_pipelined:
-            self._waiting.append((cycle, request))
+            self._waiting.append((cycle, answer))
         else:
             self._reading = None
             self._stop(malformed())
@@ -262,9 +267,11 @@ class EdgeProtocol(asyncio.Protocol):
         if not cycle.keep_alive:
             self._close()
         elif self._waiting:
-            following, request = self._waiting.popleft()
+            following, answer = self._waiting.popleft()
             self._ahead -= following.held
-            self._begin(following, request)
+            self._begin(following, answer)
+            if following is self._reading:
+                self._arm(self.limits.body_s)
         else:
             self._arm(self.limits.head_s if self._in_head else self.limits.keepalive_s)
 
@@ -284,15 +291,13 @@ class EdgeProtocol(asyncio.Protocol):
 
     # Inside
 
-    def _begin(self, cycle: Cycle, request: MutableMapping[str, Any]) -> None:
+    def _begin(self, cycle: Cycle, answer: Callable[[], Awaitable[None]]) -> None:
         self._answering = cycle
         self._deadline = None
-        if not cycle.complete and cycle is self._reading:
-            self._arm(self.limits.body_s)
         # The connection owns the task, `ServerState.tasks` keeps it for uvicorn's shutdown: no group outlives a request.
         # Made by its class, for the loop would number it for a name; out of the set at its end, not a turn of the loop later.
         tasks = self._state.tasks
-        task = cycle.task = asyncio.Task(cycle.run(self.app, request, tasks.discard), loop=self.loop, name="request")
+        task = cycle.task = asyncio.Task(cycle.run(answer, tasks.discard), loop=self.loop, name="request")
         tasks.add(task)
 
     def _not_upgraded(self, rest: bytes) -> None:
