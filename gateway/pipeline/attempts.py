@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -20,24 +21,24 @@ from gateway.pipeline.tally import AttemptRecord, Tally
 from gateway.routing.catalog import Place
 
 
-class Attempts:
+class Attempts(msgspec.Struct, eq=False):
     """The batches of the first deployment that answers: `first`, then `following`. An async context manager, single use.
 
     Entering tries deployments until the first batch with content; leaving releases the gate's slot and closes the
-    backend's stream by synchronous effects only.
+    backend's stream by synchronous effects only. `task` is the one that does so.
     """
 
-    def __init__(self, job: Job, tiers: Sequence[Sequence[Place]], gate: Gate, tally: Tally, max_wait_s: float) -> None:
-        self._job = job
-        self._tiers = tiers
-        self._gate = gate
-        self._tally = tally
-        self._max_wait_s = max_wait_s
-        self.first: Sequence[Event] = ()
-        self._stream: Batches | None = None
-        self._opened: AbstractAsyncContextManager[Batches] | None = None
-        self._slot: Slot | None = None
-        self._place: Place | None = None
+    _job: Job
+    _tiers: Sequence[Sequence[Place]]
+    _gate: Gate
+    _tally: Tally
+    _task: asyncio.Task[object]
+    _max_wait_s: float
+    first: Sequence[Event] = ()
+    _stream: Batches | None = None
+    _opened: AbstractAsyncContextManager[Batches] | None = None
+    _slot: Slot | None = None
+    _place: Place | None = None
 
     async def __aenter__(self) -> Attempts:
         """Find the deployment that answers.
@@ -101,14 +102,15 @@ class Attempts:
     async def _attempt(self, place: Place) -> GatewayError | None:
         """One try; None when the first batch is held. A failed try has left no trace but its record."""
         tally = self._tally
-        record = AttemptRecord(place.deployment, monotonic_us())
+        began_us = monotonic_us()
+        record = AttemptRecord(place.deployment, began_us, began_us)
         tally.attempts.append(record)
         tally.flight.tries(len(tally.attempts), place.deployment.id.encode())
         place.busy += 1
         self._place = place
         failure: GatewayError
         try:
-            with Deadline(place.deployment.timeouts.first_event_s):
+            with Deadline(place.deployment.timeouts.first_event_s, self._task):
                 job = msgspec.structs.replace(self._job, model=place.deployment.model)
                 self._opened = place.backend.open(job, tally.leaving)
                 self._stream = await self._opened.__aenter__()
@@ -121,7 +123,7 @@ class Attempts:
             await self._leave(type(error), error, None)
             raise
         else:
-            place.record(None, monotonic_us())
+            place.record(None, began_us)  # of a success the instant means nothing
             return None
         if tally.leaving.gone:  # it ended because it was asked to: no fault of the deployment's, and nothing to try again
             await self._leave(type(failure), failure, None)

@@ -5,31 +5,32 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
+import msgspec
 
-class Deadline:
-    """A synchronous context manager for code that awaits, entered and left in one task.
+
+class Deadline(msgspec.Struct, eq=False):
+    """A synchronous context manager for code that awaits, entered and left in one task: `task`.
 
     Raises (from leaving):
         TimeoutError: the block was cancelled because its time was over, and nobody else had asked for it.
     """
 
-    __slots__ = ("_asked", "_over", "_seconds", "_task", "_timer")
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._over = False
+    _seconds: float
+    _task: asyncio.Task[object]
+    _asked: int = 0
+    _over: bool = False
+    _timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
         """The time begins."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+        task = self._task
         self._asked = task.cancelling()
         self._timer = task.get_loop().call_later(self._seconds, self._cancel)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """The block is left, by whatever way."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._over and self._task.uncancel() <= self._asked and kind is asyncio.CancelledError:
             raise TimeoutError from error
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+import msgspec
+
 from backends.core.errors import GatewayError
 from gateway.domain.route import Deployment
 from gateway.domain.settlement import Progress
@@ -21,19 +23,16 @@ LOADING_FIRST_US = 500_000
 LAST_LOOK_S = 0.005
 
 
-class Entry:
-    """One request, open while its `with` block lasts."""
+class Entry(msgspec.Struct, eq=False):
+    """One request, open while its `with` block lasts. `task` answers it. `told_us`: when it last got a comment."""
 
-    __slots__ = ("_among", "_reason", "_task", "_timer", "exchange", "tally", "told_us")
-
-    def __init__(self, tally: Tally, exchange: Exchange, task: asyncio.Task[object], among: set[Entry]) -> None:
-        self._among = among
-        self.tally = tally
-        self.exchange = exchange
-        self.told_us = 0
-        self._task = task
-        self._reason: GatewayError | None = None
-        self._timer: asyncio.TimerHandle | None = None
+    tally: Tally
+    exchange: Exchange
+    task: asyncio.Task[object]
+    _among: set[Entry]
+    told_us: int = 0
+    _reason: GatewayError | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Entry:
         """It is open."""
@@ -54,22 +53,22 @@ class Entry:
             patience_s = self.tally.leaving.leave()
             if not patience_s:
                 return False
-            self._timer = self._task.get_loop().call_later(patience_s, self._last_look)
+            self._timer = self.task.get_loop().call_later(patience_s, self._last_look)
         return True
 
     def _last_look(self) -> None:
         """A loop that is late runs its timers first: what lies in its sockets is read once more."""
-        self._timer = self._task.get_loop().call_later(LAST_LOOK_S, self._task.cancel)
+        self._timer = self.task.get_loop().call_later(LAST_LOOK_S, self.task.cancel)
 
     def interrupt(self, reason: GatewayError) -> None:
         """End the request with this error, wherever it waits. A second call changes nothing."""
         if self._reason is None:
             self._reason = reason
-            self._task.cancel()
+            self.task.cancel()
 
     def interruption(self) -> GatewayError | None:
         """The error to raise in place of a cancellation that `interrupt` caused; None: the client left."""
-        if self._reason is not None and self._task.uncancel() == 0:
+        if self._reason is not None and self.task.uncancel() == 0:
             return self._reason
         return None
 

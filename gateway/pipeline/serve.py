@@ -91,7 +91,7 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
         _signals(x, house, tally.reservation)
     if tally.imposed_cap:
         x.response_headers.append((b"x-switchyard-output-cap", str(tally.imposed_cap).encode()))
-    async with Attempts(call.job, tiers, house.gate, tally, view.max_wait_s) as stream:
+    async with Attempts(call.job, tiers, house.gate, tally, entry.task, view.max_wait_s) as stream:
         id = protocol.id_prefix + tally.id.replace("-", "")
         encoder = protocol.encoder(call, Identity(id, tally.began_wall_us // 1_000_000, call.job.model))
         x.content_type = encoder.content_type.encode()

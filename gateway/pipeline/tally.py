@@ -29,20 +29,17 @@ KEPT_BYTES = 1 << 20
 _TEXTS = frozenset({TextDelta, ReasoningDelta, RefusalDelta})
 
 
-class AttemptRecord:
+class AttemptRecord(msgspec.Struct, eq=False):
     """One try on one deployment. `error` None = it answered. Instants are monotonic µs.
 
     `begun`: it had begun its answer, without content yet, and then told an error.
     """
 
-    __slots__ = ("began_us", "begun", "deployment", "ended_us", "error")
-
-    def __init__(self, deployment: Deployment, began_us: int) -> None:
-        self.deployment = deployment
-        self.began_us = began_us
-        self.ended_us = began_us
-        self.begun = False
-        self.error: GatewayError | None = None
+    deployment: Deployment
+    began_us: int
+    ended_us: int = 0
+    begun: bool = False
+    error: GatewayError | None = None
 
 
 #: For requests that were not admitted yet.
