@@ -26,14 +26,14 @@ def _successors() -> dict[int, int]:
     return following | dict(itertools.pairwise(chain))
 
 
-def write_gguf(output: Path, *, marks: bool = True) -> Path:
+def write_gguf(output: Path, *, marks: bool = True, context: int = CONTEXT) -> Path:
     """The model. `marks`: its metadata name the tokens around a gap, as models that fill gaps have them."""
     import gguf
     import numpy
 
     writer = gguf.GGUFWriter(str(output), "llama")
     writer.add_name("tiny-infill")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(_WIDTH)
     writer.add_block_count(1)
     writer.add_feed_forward_length(32)

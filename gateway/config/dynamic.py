@@ -97,7 +97,7 @@ class EngineEntry(Entry):
     options: dict[str, object] = Field(
         default_factory=dict,
         description="further options of the kind; llamacpp: mmap, prefix_cache, pooling, beside, stretch,"
-        " rerank_template, cache_tokens",
+        " rerank_template, cache_tokens, kept_tokens",
     )
 
 

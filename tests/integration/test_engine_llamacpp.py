@@ -196,24 +196,6 @@ async def test_spelled_special_tokens_of_a_client_never_become_control_tokens(en
     assert spelled >= plain + 4
 
 
-async def test_a_shared_beginning_is_counted_as_cached_and_a_seed_never_uses_it(engine: EngineClient) -> None:
-    long = "The quick brown fox jumps over the lazy dog again and again. " * 8
-    first = await events(engine, chat(long, max_tokens=4))
-    again = await events(engine, chat(long, max_tokens=4))
-    assert usage(again).input_tokens == usage(first).input_tokens
-    assert 0 < usage(again).cached_input_tokens < usage(again).input_tokens
-    seeded = await events(engine, chat(long, max_tokens=4, seed=5))
-    assert usage(seeded).cached_input_tokens == 0
-
-
-async def test_choices_share_one_reading_of_the_prompt(engine: EngineClient, host: HostProcess) -> None:
-    got = await events(engine, chat("Tell me about rivers and lakes of the world.", n=3, max_tokens=6, seed=3, temperature=1.0))
-    id = host.lines("submit")[-1]["id"]
-    prompt_rows = sum(line["prefill"] for line in host.lines("step") if id in line["rows"])
-    assert prompt_rows == usage(got).input_tokens + 2, "the two others read only the last token again"
-    assert len({text(got, choice) for choice in range(3)}) > 1
-
-
 async def test_a_schema_is_kept_to(engine: EngineClient) -> None:
     schema = {
         "type": "object",
@@ -441,44 +423,6 @@ async def test_a_control_token_is_shown_where_that_is_asked() -> None:
             assert text(await events(client, chat("Say it.", **sampling))) == said
 
 
-async def test_a_system_prompt_is_read_once_for_all_who_begin_with_it_at_once(engine: EngineClient, host: HostProcess) -> None:
-    system = "You are a patient guide of the museum of clocks. " * 8
-    jobs = [
-        GenerationRequest(
-            "m",
-            (Message("system", (Text(system),)), Message("user", (Text(question),))),
-            sampling=Sampling(max_tokens=16, temperature=0.0),
-        )
-        for question in ("How old is the oldest?", "Where is the exit?", "Who made the cuckoo?")
-    ]
-    alone = [text(await events(engine, job)) for job in jobs]
-    await events(engine, jobs[0])
-    before = len(host.lines("step"))
-    together = await asyncio.gather(*(events(engine, job) for job in jobs))
-    usages = [got[-1] for got in together]
-    assert all(isinstance(usage, Usage) for usage in usages)
-    read = sum(line["prefill"] for line in host.lines("step")[before:])
-    asked = sum(usage.input_tokens for usage in usages if isinstance(usage, Usage))
-    cached = sum(usage.cached_input_tokens for usage in usages if isinstance(usage, Usage))
-    assert read == asked - cached, "what is told as cached was not read again"
-    assert read < asked / 3
-    assert len(alone) == len(together)
-
-
-async def test_who_begins_while_another_reads_the_same_waits_for_it_and_shares() -> None:
-    system = "The museum of clocks is open every day but Monday. " * 20
-    async with running("llamacpp", chat_gguf(), slots=4, context=1024, options={"batch": 32}) as (host, engine):
-        jobs = [
-            GenerationRequest("m", (Message("user", (Text(system + word),)),), sampling=Sampling(max_tokens=4, temperature=0.0))
-            for word in ("one", "two", "three", "four")
-        ]
-        got = await asyncio.gather(*(events(engine, job) for job in jobs))
-        prompt = got[0][-1].input_tokens  # type: ignore[union-attr]
-        read = sum(line["prefill"] for line in host.lines("step"))
-        assert read < prompt + 4 * 24, "read once, and four ends"
-        assert sorted(one[-1].cached_input_tokens > prompt / 2 for one in got) == [False, True, True, True]  # type: ignore[union-attr]
-
-
 async def test_it_counts_prompts_as_its_usage_does_while_it_computes(engine: EngineClient) -> None:
     asked = [
         chat("What is the capital city of France?"),
@@ -499,33 +443,3 @@ async def test_an_embedder_counts_its_inputs_as_its_usage_does() -> None:
         job = EmbeddingRequest("m", (Prompt("one"), Prompt("two and three, 敏捷"), Prompt("", (5, 6, 7))))
         assert await client.prompt_tokens(job) == usage(await events(client, job)).input_tokens
         assert await client.prompt_tokens(chat("hi")) is None
-
-
-async def test_a_full_cache_refuses_the_youngest_and_harms_nobody_else() -> None:
-    options = {"cache_tokens": 600, "batch": 64, "prefix_cache": True}
-    async with running("llamacpp", chat_gguf(), slots=4, context=512, options=options) as (host, engine):
-
-        async def one(number: int) -> list[Event]:
-            asked = chat(f"{number} " * 60, max_tokens=200, ignore_eos=True)
-            return await events(engine, asked)
-
-        for _ in range(2):  # the second time there are kept prefixes, which go first
-            answers = await asyncio.gather(*(one(number) for number in range(4)))
-            whole = [got for got in answers if isinstance(got[-1], Usage)]
-            refused = [got[-1] for got in answers if isinstance(got[-1], Failure)]
-            assert len(whole) + len(refused) == 4
-            assert whole and refused
-            assert all(failure.kind == "overloaded" and failure.retry_after_ms for failure in refused)
-            assert all(isinstance(got[-1], Usage) and got[-1].output_tokens == 200 for got in whole)
-        stats = await engine.stats()
-        assert (stats["running"], stats["queued"], stats["kv_tokens"], stats["kv_size"]) == (0, 0, 0, 600)
-        assert len(host.lines("submit")) == len(host.lines("finish")) + len(host.lines("fail"))
-
-
-async def test_a_cache_smaller_than_a_context_is_refused_in_words() -> None:
-    host = HostProcess("llamacpp", chat_gguf(), slots=4, context=512, options={"cache_tokens": 500})
-    try:
-        assert await asyncio.to_thread(host.process.wait, 60) == 3
-        assert "cache_tokens" in host.stderr.read_text()
-    finally:
-        host.end()

@@ -1,7 +1,7 @@
 """The scheduler's and the slots' promises, by example."""
 
 from backends.engines.llamacpp.scheduler import Pace, Step, plan
-from backends.engines.llamacpp.slots import WORTH, Slots, shared
+from backends.engines.llamacpp.slots import WORTH, Held, Kept, Slots, shared
 
 
 def test_a_new_prompt_joins_the_running_batch() -> None:
@@ -102,14 +102,50 @@ def test_a_shared_beginning_is_found_again() -> None:
     assert slots.take(tokens, False) == (1 - first[0], 0), "no reuse asked: an empty slot"
 
 
-def test_what_is_too_short_is_not_kept_and_forgotten_memory_is_named() -> None:
+def test_what_is_too_short_is_not_reused_and_what_is_held_is_lifted_once() -> None:
     slots = Slots(1)
     assert slots.take([1, 2, 3], True) == (0, 0)
-    slots.give(0, [1, 2, 3])
+    slots.give(0, [1, 2, 3], "sql")
+    assert slots.holding() == [0]
     assert slots.take([1, 2, 3], True) == (0, 0)
-    slots.give(0, [1, 2, 3])
-    assert slots.forget() == [0]
-    assert slots.forget() == []
+    assert slots.lift(0) == Held([1, 2, 3], "sql")
+    slots.give(0, [])
+    assert slots.holding() == []
+
+
+def numbered(first: int, count: int = 2 * WORTH) -> list[int]:
+    """Tokens that share nothing with those of another first one."""
+    return list(range(first * 1000, first * 1000 + count))
+
+
+def test_what_was_moved_out_is_found_by_its_longest_beginning() -> None:
+    kept: Kept[str] = Kept(1000)
+    one, other = numbered(1), numbered(2)
+    kept.put(Held(one, ""), "one")
+    kept.put(Held([*one[:WORTH], *other], ""), "branch")
+    assert kept.find(Held([*one[:-1], 9, 9], "")) == ("one", 2 * WORTH - 1)
+    assert kept.find(Held([*one[:WORTH], *other[:5], 9], "")) == ("branch", WORTH + 5)
+    assert kept.find(Held(one, "")) == ("one", 2 * WORTH - 1), "the last token's logits are wanted"
+    assert kept.find(Held([*one, 9], ""), beyond=2 * WORTH) is None, "no more than is there already"
+    assert kept.find(Held([*one[: WORTH - 1], 9, 9], "")) is None, "not worth it"
+    assert kept.find(Held([*one, 9], "sql")) is None, "another adapter's numbers"
+
+
+def test_moved_out_what_is_part_of_more_goes_and_then_what_is_longest_unused() -> None:
+    kept: Kept[str] = Kept(6 * WORTH)
+    kept.put(Held(numbered(1), ""), "one")
+    kept.put(Held(numbered(2), ""), "two")
+    kept.put(Held(numbered(1, 3 * WORTH), ""), "more of one")
+    assert kept.tokens == 5 * WORTH
+    assert (
+        kept.knows(Held(numbered(1), "")) and not kept.knows(Held(numbered(3), "")) and not kept.knows(Held(numbered(1), "sql"))
+    )
+    assert kept.find(Held(numbered(2), "")) == ("two", 2 * WORTH - 1)
+    kept.put(Held(numbered(3), ""), "three")
+    assert kept.find(Held(numbered(1), "")) is None, "it was unused for longest"
+    assert kept.find(Held(numbered(2), "")) is not None
+    assert kept.tokens == 4 * WORTH
+    assert not kept.takes(6 * WORTH + 1) and not kept.takes(WORTH - 1) and kept.takes(WORTH)
 
 
 def test_shared() -> None:

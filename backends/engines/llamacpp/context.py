@@ -105,7 +105,29 @@ class Context:
         """Let a sequence share the first `count` positions of another."""
         llama.llama_memory_seq_cp(self.memory, source, target, 0, count)
 
+    def lift(self, slot: int) -> np.ndarray | None:
+        """A copy of a sequence's memory; None when there is no room for one."""
+        size = int(llama.llama_state_seq_get_size(self.handle, slot))
+        try:
+            copied = np.empty(size, np.uint8)
+        except MemoryError:
+            return None
+        return copied if llama.llama_state_seq_get_data(self.handle, _bytes(copied), size, slot) == size else None
+
+    def put_back(self, slot: int, copied: np.ndarray) -> bool:
+        """Give a sequence the memory of a copy, in place of its own. False: there is no room for it; it then has none."""
+        if llama.llama_state_seq_set_data(self.handle, _bytes(copied), copied.size, slot) == copied.size:
+            return True
+        complaints()
+        self.cut(slot, 0)
+        return False
+
     def close(self) -> None:
         """Free it."""
         llama.llama_batch_free(self._batch)
         llama.llama_free(self.handle)
+
+
+def _bytes(array: np.ndarray) -> object:
+    """llama.cpp's view of the bytes; they must outlive it."""
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

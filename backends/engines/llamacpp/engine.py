@@ -25,13 +25,13 @@ from backends.engines.llamacpp.adapters import NONE, Adapters
 from backends.engines.llamacpp.context import ABORTED, NO_ROOM, Context
 from backends.engines.llamacpp.forms.asked import grammar_of
 from backends.engines.llamacpp.logprobs import token_logprob
+from backends.engines.llamacpp.memory import Memory
 from backends.engines.llamacpp.model import Model
 from backends.engines.llamacpp.pooler import LlamaPooler
 from backends.engines.llamacpp.prompts import Prompts
 from backends.engines.llamacpp.sampling import NoTokenFits, Sampler
 from backends.engines.llamacpp.scheduler import Pace, Step, plan
 from backends.engines.llamacpp.settings import LlamaOptions
-from backends.engines.llamacpp.slots import Slots
 from backends.engines.options import EngineLoadFailed, read_options
 
 CAPABILITIES = (
@@ -86,9 +86,13 @@ class LlamaCppEngine:
         )
         self._adapters = Adapters(self._model, options.lora)
         self._adapter = NONE
-        self._parts = self._model.partial_memory()
-        self._reuse = options.prefix_cache and self._parts
-        self._slots = Slots(launch.slots)
+        self._memory = Memory(
+            self._context,
+            launch.slots,
+            parts=self._model.partial_memory(),
+            keep=options.prefix_cache,
+            room=self._cache_size // 4 if options.kept_tokens is None else options.kept_tokens,
+        )
         self._pace = Pace(options.batch, min(options.beside, options.batch), stretch=options.stretch)
         self._journal = Journal(options.step_log, options.log)
         self._jobs: dict[str, work.Running] = {}
@@ -182,6 +186,7 @@ class LlamaCppEngine:
             "steps": self._steps,
             "kv_tokens": sum(sequence.position for sequence in self._running),
             "kv_size": self._cache_size,
+            "kept_tokens": self._memory.kept_tokens,
         }
 
     def close(self) -> None:
@@ -204,7 +209,7 @@ class LlamaCppEngine:
         if job.choices > self._most_waiting + self._slot_count:
             most = self._most_waiting + self._slot_count
             raise BadRequest(f"At most {most} choices fit this model's queue.", param="n")
-        if len(self._waiting) + job.choices > self._most_waiting + self._slots.free:
+        if len(self._waiting) + job.choices > self._most_waiting + self._memory.free:
             raise Overloaded("The model's queue is full.", retry_after_ms=self._retry_ms())
         prompts = self._prompts.of(job)
         grammar = grammar_of(job.output)
@@ -229,24 +234,13 @@ class LlamaCppEngine:
         return max(least, min(most, int(1000 * self._job_s * (1 + len(self._waiting) / self._slot_count))))
 
     def _admit(self) -> None:
-        """Give free slots to who waits, with what memory can be kept."""
-        while self._waiting and self._slots.free:
+        """Give free slots to who waits."""
+        while self._waiting and self._memory.free:
             sequence = self._waiting.popleft()
-            reuse = self._reuse and sequence.job.request.sampling.seed is None
-            if self._parts:
-                sequence.source, sequence.shares = work.source_of(sequence, self._running, others=reuse)
-            found = self._slots.take(sequence.tokens, reuse, beyond=sequence.shares, adapter=sequence.job.adapter)
-            assert found is not None, "a slot is free"
-            sequence.slot, kept = found
-            if kept:
-                sequence.source = None
-            if not self._context.cut(sequence.slot, kept):
-                self._context.cut(sequence.slot, 0)
-                kept = 0
-            sequence.position = kept
-            if sequence.index % sequence.job.request.n == 0:
-                sequence.job.cached[sequence.prompt_index] = kept
+            self._memory.seat(sequence, self._running)
             self._running.append(sequence)
+        if self._running:
+            self._memory.clear()
 
     # one step
 
@@ -259,24 +253,10 @@ class LlamaCppEngine:
         prefilling: list[tuple[int, int]] = []
         for sequence in running:
             if sequence.follows:
-                self._take_over(sequence)
+                self._memory.take_over(sequence)
             if sequence.prefilling and not sequence.follows:
                 prefilling.append((sequence.slot, sequence.left))
         return plan(decoding, prefilling, self._context.rows, budget, self._steps, self._slot_count), by_slot
-
-    def _take_over(self, sequence: work.Sequence) -> None:
-        """Share the memory of the one it follows, once that has read what they begin with; alone if that is gone."""
-        source = sequence.source
-        assert source is not None, "it follows one"
-        if source.slot >= 0 and source.position < sequence.shares:
-            return
-        sequence.source = None
-        if source.slot >= 0:
-            self._context.cut(sequence.slot, 0)
-            self._context.copy(source.slot, sequence.slot, sequence.shares)
-            sequence.position = sequence.shares
-            if sequence.index % sequence.job.request.n == 0:
-                sequence.job.cached[sequence.prompt_index] = sequence.shares
 
     def _fill(self, planned: Step, by_slot: Mapping[int, work.Sequence]) -> None:
         self._context.clear()
@@ -338,27 +318,20 @@ class LlamaCppEngine:
 
     def _undo(self, by_slot: Mapping[int, work.Sequence]) -> Sequence[tuple[str, Sequence[Event]]]:
         """A step was cut short: what it put into the memory is taken out again; it will be planned anew."""
-        for slot, sequence in by_slot.items():
-            if not self._context.cut(slot, sequence.position):
-                self._restart(sequence)
+        for sequence in by_slot.values():
+            self._memory.undo(sequence)
         return ()
-
-    def _restart(self, sequence: work.Sequence) -> None:
-        """For a memory that cannot lose a part: read all of it again."""
-        self._context.cut(sequence.slot, 0)
-        sequence.position = 0
-        sequence.prompt_size = len(sequence.tokens)
 
     def _make_room(self) -> Sequence[tuple[str, Sequence[Event]]]:
         """The memory has no room: first what finished requests left goes, then the youngest request."""
-        if holding := self._slots.forget():
-            for slot in holding:
-                self._context.cut(slot, 0)
+        if self._memory.make_room():
             return ()
         youngest = self._running[-1].job
+        failure = Failure("overloaded", "The model's memory is full; try again shortly.", retry_after_ms=self._retry_ms())
+        if all(sequence.job is youngest for sequence in self._running):
+            failure = Failure("rejected", "The model's memory does not hold all choices of this request.", param="n")
         events: list[Event] = []
-        message = "The model's memory is full; try again shortly."
-        self._end(youngest, events, Failure("overloaded", message, retry_after_ms=self._retry_ms()))
+        self._end(youngest, events, failure)
         return [(youngest.id, events)]
 
     def _fail(self, job: work.Running, events: list[Event], detail: str) -> None:
@@ -380,12 +353,7 @@ class LlamaCppEngine:
         sequence.sampler.free()
         if sequence.slot >= 0:
             self._running.remove(sequence)
-            held = sequence.tokens[: sequence.position]
-            if not self._reuse:
-                self._context.cut(sequence.slot, 0)
-                held = []
-            self._slots.give(sequence.slot, held, sequence.job.adapter)
-            sequence.slot = -1
+            self._memory.give(sequence)
 
     def _write(self, planned: Step, by_slot: Mapping[int, work.Sequence], step_s: float, model_s: float) -> None:
         if self._journal.on:

@@ -21,7 +21,8 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `gpu_layers`: -1 = all. `prefix_cache`: keep a finished request's memory for one that begins the same; a request
     that states a seed never uses it, so that it gets the same batches again. `pooling`: for an embedder whose file
     does not say. `cache_tokens`: tokens that the cache holds, all slots
-    together, None = every slot's whole context; when it is full, the youngest request is refused.
+    together, None = every slot's whole context; when it is full, the youngest request is refused. `kept_tokens`: tokens of
+    finished requests that are kept beside the cache, in memory of its own; None = a quarter of it.
     `template`: the source of a chat template, "" = the model's own. `lora`: adapter files by name.
     `shown`: control tokens whose text is part of an answer. `step_log`, `log`: files for the journal.
     """
@@ -38,6 +39,7 @@ class LlamaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix_cache: bool = True
     pooling: str | None = None
     cache_tokens: Annotated[int, msgspec.Meta(ge=32, le=2**31 - 1)] | None = None
+    kept_tokens: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
     shown: tuple[str, ...] = ()
     template: str = ""
     lora: dict[str, str] = {}
