@@ -13,11 +13,11 @@ UsageSource = Literal["reported", "counted", "estimated"]
 
 def told_count(value: object) -> int | None:
     """A count that a server told: a whole number, also as a float or as digits in a string; None for anything else."""
+    if type(value) is int:
+        return value
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 12:
         return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if type(value) is int else None
+    return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False, tag="usage"):

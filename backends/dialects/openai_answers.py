@@ -55,8 +55,8 @@ class _Choice(msgspec.Struct):
     """What is known of one choice so far."""
 
     index: int
-    calls: CallPieces
     cutter: StopCutter | None = None
+    calls: CallPieces | None = None
     spoke: bool = False
     texts: int = 0
     reason: FinishReason | None = None
@@ -64,6 +64,10 @@ class _Choice(msgspec.Struct):
 
 class GenerationDecoder(AnswerDecoder):
     """Chat and completion answers, streamed or whole."""
+
+    _prompt_tokens = 0
+    #: Of the calls, once there is one.
+    _ids: CallIds | None = None
 
     def __init__(self, job: GenerationRequest, quirks: Quirks) -> None:
         super().__init__(EventsOrBody(by_line=quirks.by_line))
@@ -74,9 +78,7 @@ class GenerationDecoder(AnswerDecoder):
         #: Text needs no second look before its choice's finish.
         self._plain = job.top_logprobs is None and not quirks.cut_stops and not quirks.token_chunks
         self._choices: dict[int, _Choice] = {}
-        self._ids = CallIds()
         self._usages: list[tuple[int, msgspec.Raw]] = []
-        self._prompt_tokens = 0
 
     def _stopped(self, out: list[Event], *, inside: bool) -> None:
         clean = self._quirks.terminator
@@ -203,15 +205,17 @@ class GenerationDecoder(AnswerDecoder):
 
     def _usage(self) -> Usage | None:
         wanted = self._expected if self._quirks.usage_per_choice else 1
+        if len(self._usages) != wanted:
+            return None
         told = [(prompt, read_usage(raw, spoke=self._begun, prompt=self._prompt_tokens)) for prompt, raw in self._usages]
-        return add_usage(told) if len(told) == wanted else None
+        return add_usage(told)
 
     def _open(self, index: int, out: list[Event]) -> _Choice | None:
         if not 0 <= index < self._expected:
             self._fail(failures.protocol(f"choice {index} of {self._expected}"), out)
             return None
         cutter = StopCutter(self._job.sampling.stop) if self._quirks.cut_stops and self._job.sampling.stop else None
-        choice = self._choices[index] = _Choice(index, CallPieces(index, self._ids), cutter)
+        choice = self._choices[index] = _Choice(index, cutter)
         return choice
 
     def _piece(self, choice: _Choice, piece: ChoicePiece, out: list[Event]) -> None:
@@ -226,7 +230,7 @@ class GenerationDecoder(AnswerDecoder):
         if piece.logprobs is not EMPTY and self._job.top_logprobs is not None:
             self._text(choice, text or "", piece, out)
         elif text:
-            if choice.cutter is None and not piece.finish_reason:
+            if choice.cutter is None and piece.finish_reason != "eos_token":
                 choice.spoke = self._begun = True
                 out.append(TextDelta(text, choice.index))
             else:
@@ -239,7 +243,7 @@ class GenerationDecoder(AnswerDecoder):
             self._reason(choice, piece.finish_reason, out)
 
     def _text(self, choice: _Choice, text: str, piece: ChoicePiece, out: list[Event]) -> None:
-        """Text that needs a second look: the last of its choice, with logprobs, or with stop strings to be cut."""
+        """Text that needs a second look: before the token that ends all, with logprobs, or with stop strings to be cut."""
         if piece.finish_reason == "eos_token":
             for special in self._quirks.eos_texts:
                 text = text.removesuffix(special)
@@ -270,6 +274,9 @@ class GenerationDecoder(AnswerDecoder):
                 self._fail(failures.protocol("unreadable tool arguments"), out)
                 return
             name = (function.name or "") if function else ""
+            if choice.calls is None:
+                self._ids = self._ids or CallIds()
+                choice.calls = CallPieces(choice.index, self._ids)
             call = choice.calls.feed(
                 piece.index, piece.id or "", name, arguments, whole=whole or (self._quirks.whole_calls and bool(name))
             )
@@ -289,20 +296,24 @@ class GenerationDecoder(AnswerDecoder):
             choice.spoke = self._begun = True
             out.append(TextDelta(rest, choice.index))
         reason = _FINISH.get(said, "stop")
-        choice_of_ours = self._job.tool_choice
-        forced = choice_of_ours is not None and choice_of_ours.mode == "function"
-        if reason == "stop" and choice.calls.count and not forced:
+        calls = choice.calls
+        if calls is None or not calls.count:
+            if reason == "tool_calls":
+                reason = "stop"  # there is nothing that the client could call
+        elif reason == "stop" and not self._forced():
             reason = "tool_calls"
-        elif reason == "tool_calls" and not choice.calls.count:
-            reason = "stop"  # there is nothing that the client could call
-        if reason != "length":
-            if choice.calls.nameless:
+        if calls is not None and reason != "length":
+            if calls.nameless:
                 self._fail(failures.protocol("a tool call without a name"), out)
                 return
-            out += choice.calls.close()
+            out += calls.close()
         choice.reason = reason
         if not self._infer_length:
             out.append(Finish(reason, choice.index))
+
+    def _forced(self) -> bool:
+        choice = self._job.tool_choice
+        return choice is not None and choice.mode == "function"
 
     def _full(self, choice: _Choice, usage: Usage | None) -> bool:
         """Whether a choice has as many tokens as it may have, as far as they were told or can be counted."""
@@ -323,13 +334,12 @@ class GenerationDecoder(AnswerDecoder):
             self._fail(failures.truncated("an answer without any choice"), out)
             return
         for choice in self._choices.values():
-            full = self._full(choice, usage)
-            said = choice.reason
-            if said is None:
-                self._reason(choice, "length" if full and not choice.calls.count else "stop", out)
+            if choice.reason is None:
+                called = choice.calls is not None and choice.calls.count
+                self._reason(choice, "length" if not called and self._full(choice, usage) else "stop", out)
             if self._infer_length and choice.reason:
-                reason: FinishReason = "length" if full and choice.reason == "stop" else choice.reason
-                out.append(Finish(reason, choice.index))
+                full = choice.reason == "stop" and self._full(choice, usage)
+                out.append(Finish("length" if full else choice.reason, choice.index))
         if usage is not None:
             out.append(usage)
         self._ended = True

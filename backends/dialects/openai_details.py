@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from backends.core.events import Candidate, TokenLogprob
 from backends.core.usage import ABSURD, Usage, told_count
-from backends.wire.openai_chat import EMPTY, LogprobsWire, TokenWire
+from backends.wire.openai_chat import EMPTY, LogprobsWire, TokenWire, UsageWire
 
 _read_any = msgspec.json.Decoder().decode
+_read_usage = msgspec.json.Decoder(UsageWire).decode
 _read_text = msgspec.json.Decoder(str).decode
 _read_logprobs = msgspec.json.Decoder(LogprobsWire, strict=False).decode
 
@@ -22,18 +24,14 @@ def read_usage(raw: msgspec.Raw, *, spoke: bool, prompt: int = 0) -> Usage | Non
     `prompt`: the prompt's tokens as told elsewhere, for a usage that lacks them; 0 = not told.
     """
     try:
-        told = _read_any(raw) if raw is not EMPTY else None
+        told = _read_usage(raw)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(told, dict):
+    prompt = told_count(told.input_tokens if told.prompt_tokens is UNSET else told.prompt_tokens) or prompt
+    completion = told_count(told.output_tokens if told.completion_tokens is UNSET else told.completion_tokens)
+    if completion is None or not 0 < prompt < ABSURD or not 0 <= completion < ABSURD or (spoke and completion == 0):
         return None
-    prompt = told_count(told.get("prompt_tokens", told.get("input_tokens"))) or prompt
-    completion = told_count(told.get("completion_tokens", told.get("output_tokens", 0)))
-    if completion is None:
-        return None
-    if not 0 < prompt < ABSURD or not 0 <= completion < ABSURD or (spoke and completion == 0):
-        return None
-    of_prompt, of_completion = told.get("prompt_tokens_details"), told.get("completion_tokens_details")
+    of_prompt, of_completion = told.prompt_tokens_details, told.completion_tokens_details
     cached = _detail(of_prompt, "cached_tokens", prompt) if of_prompt else 0
     reasoning = _detail(of_completion, "reasoning_tokens", completion) if of_completion else 0
     return Usage(prompt, completion, cached, reasoning)

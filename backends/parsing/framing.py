@@ -13,6 +13,8 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 #: First bytes of `data`, `:`, `event` or `error`, `id`, `retry`.
 _SSE_BEGINS = b"d:eir"
 _SPACE = b" \t\r\n"
+#: What neither an event nor a body begins with.
+_BEFORE = _SPACE + BOM[:1]
 _DATA = (b"data:", b"error:")
 
 
@@ -23,47 +25,61 @@ class EventsOrBody:
     passed, "" otherwise.
     """
 
+    is_body: bool | None = None
+    broken = ""
+    _head = b""
+    _body: bytes | bytearray = b""
+    _parser: SseParser | LineEvents | None = None
+
     def __init__(self, max_body_bytes: int = MAX_BODY_BYTES, *, by_line: bool = False) -> None:
         """Args: by_line: each `data:` line is an event of its own, as servers that write one newline mean it."""
         self._max = max_body_bytes
-        self._parser: SseParser | LineEvents = LineEvents() if by_line else SseParser()
-        self._body = bytearray()
-        self._head = b""
-        self.is_body: bool | None = None
-        self.broken = ""
+        self._by_line = by_line
 
     def feed(self, data: bytes, /) -> list[SseEvent]:
         """Events completed by these bytes; none while a body is read."""
         if self.is_body is None:
-            data = (self._head + data).lstrip(_SPACE)
-            if len(data) < len(BOM) and BOM.startswith(data):
-                self._head = data  # nothing, or the beginning of a byte order mark
-                return []
-            data = data.removeprefix(BOM).lstrip(_SPACE)
-            self._head = BOM if not data else b""
-            if not data:
+            if (self._head or data[:1] in _BEFORE) and not (data := self._begun(data)):
                 return []
             self.is_body = data[0] not in _SSE_BEGINS
-        if self.is_body:
+            if not self.is_body:
+                self._parser = LineEvents() if self._by_line else SseParser()
+        parser = self._parser
+        if parser is None:
             if len(self._body) + len(data) > self._max:
                 self.broken = f"a body of more than {self._max} bytes"
-                self._body.clear()
-            if not self.broken:
+                self._body = b""
+            if self.broken:
+                return []
+            if not self._body:
+                self._body = data  # most bodies are one read
+            elif isinstance(self._body, bytes):
+                self._body = bytearray(self._body) + data
+            else:
                 self._body += data
             return []
-        events = self._parser.feed(data)
-        self.broken = self._parser.broken
+        events = parser.feed(data)
+        self.broken = parser.broken
         return events
+
+    def _begun(self, data: bytes) -> bytes:
+        """What follows white space and a byte order mark; b"" while nothing does."""
+        data = (self._head + data).lstrip(_SPACE)
+        if len(data) < len(BOM) and BOM.startswith(data):
+            self._head = data  # nothing, or the beginning of a byte order mark
+            return b""
+        data = data.removeprefix(BOM).lstrip(_SPACE)
+        self._head = BOM if not data else b""
+        return data
 
     def close(self) -> list[SseEvent]:
         """The events of a last block that was not ended; it may have been cut anywhere."""
-        return [] if self.is_body else self._parser.close()
+        return [] if self._parser is None else self._parser.close()
 
     def take_body(self) -> bytes:
         """The body, once; empty for events."""
-        body = bytes(self._body)
-        self._body.clear()
-        return body
+        body, self._body = self._body, b""
+        return bytes(body)
 
 
 class LineEvents:

@@ -6,6 +6,8 @@ one server shapes differently from the next (`usage`, `error`, `logprobs`, `argu
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 EMPTY = msgspec.Raw(b"")
@@ -65,6 +67,17 @@ class Chunk(msgspec.Struct, gc=False):
     usage: msgspec.Raw = EMPTY
     error: msgspec.Raw = EMPTY
     prompt_token: msgspec.Raw = msgspec.field(name="promptToken", default=EMPTY)
+
+
+class UsageWire(msgspec.Struct, gc=False):
+    """What an answer cost, in counts of any shape: `input_tokens` and `output_tokens` stand where the others are not given."""
+
+    prompt_tokens: Any = msgspec.UNSET
+    input_tokens: Any = None
+    completion_tokens: Any = msgspec.UNSET
+    output_tokens: Any = 0
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
 
 
 class CandidateWire(msgspec.Struct, gc=False):
