@@ -63,23 +63,28 @@ class Fold:
         Raises:
             BackendError: the stream failed.
         """
+        answer = self.answer
+        choices = answer.choices
         for event in events:
-            if type(event) is TextDelta:  # most of all events
-                choice = self._choice(event.choice)
-                choice.text.append(event.text)
-                choice.logprobs += event.logprobs
+            kind = type(event)
+            if kind is TextDelta:  # most of all events
+                choice = choices.get(event.choice) or self._choice(event.choice)  # type: ignore[union-attr]
+                choice.text.append(event.text)  # type: ignore[union-attr]
+                if event.logprobs:  # type: ignore[union-attr]
+                    choice.logprobs += event.logprobs  # type: ignore[union-attr]
+            elif kind is Finish:
+                choice = choices.get(event.choice) or self._choice(event.choice)  # type: ignore[union-attr]
+                choice.finish = event.reason  # type: ignore[union-attr]
+            elif kind is Usage:
+                answer.usage = event  # type: ignore[assignment]
+            elif kind is Started:
+                answer.model = event.model  # type: ignore[union-attr]
             else:
                 self._other(event)
 
     def _other(self, event: Event) -> None:
         kind = type(event)
-        if kind is Finish:
-            self._choice(event.choice).finish = event.reason  # type: ignore[union-attr]
-        elif kind is Usage:
-            self.answer.usage = event  # type: ignore[assignment]
-        elif kind is Started:
-            self.answer.model = event.model  # type: ignore[union-attr]
-        elif kind is ReasoningDelta:
+        if kind is ReasoningDelta:
             self._choice(event.choice).reasoning.append(event.text)  # type: ignore[union-attr]
         elif kind is RefusalDelta:
             self._choice(event.choice).refusal.append(event.text)  # type: ignore[union-attr]

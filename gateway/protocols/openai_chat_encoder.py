@@ -8,12 +8,22 @@ string and a join. Source: openai-openapi `CreateChatCompletionStreamResponse`, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import msgspec
 
 from backends.core.errors import UpstreamProtocol, UpstreamTruncated
-from backends.core.events import Event, Finish, ReasoningDelta, RefusalDelta, TextDelta, TokenLogprob, ToolCallDelta
+from backends.core.events import (
+    Event,
+    Finish,
+    FinishReason,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from backends.core.fold import Choice, Fold
 from backends.core.request import GenerationRequest
 from backends.core.usage import Usage
@@ -25,6 +35,7 @@ DONE = b"data: [DONE]\n\n"
 LOWEST_LOGPROB = -9999.0
 
 _encode = msgspec.json.Encoder().encode
+_REASONS: Mapping[str, bytes] = {reason: quoted(reason) for reason in get_args(FinishReason)}
 _ROLE = b'{"role":"assistant","content":"","refusal":null}'
 _ROLE_BEFORE_TOOLS = b'{"role":"assistant","content":null,"refusal":null}'
 
@@ -132,7 +143,7 @@ class ChatStream:
                 self._started(choice, out)
                 self._finished.add(choice)
                 del self._text_prefix[choice]
-                chunk = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (choice, quoted(reason))
+                chunk = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (choice, _REASONS[reason])
                 if self._usage_on_finish and len(self._finished) == self._expected:
                     self._last = self._head + chunk  # waits for the usage, which comes after it
                 else:
@@ -214,25 +225,29 @@ class ChatUnary:
         )
 
     def _choice(self, choice: Choice) -> bytes:
-        calls = choice.tool_calls() if choice.calls else ()
-        text, refusal, reasoning = "".join(choice.text), "".join(choice.refusal), "".join(choice.reasoning)
-        content = quoted(text) if text or not (calls or refusal) else b"null"
-        message = [b'"role":"assistant","content":', content, b',"refusal":', quoted(refusal) if refusal else b"null"]
-        if reasoning:
+        text, refusal = "".join(choice.text), "".join(choice.refusal)
+        return b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":%b%b},"logprobs":%b,"finish_reason":%b}' % (
+            choice.index,
+            quoted(text) if text or not (choice.calls or refusal) else b"null",
+            quoted(refusal) if refusal else b"null",
+            self._more(choice) if choice.calls or choice.reasoning else b"",
+            _logprobs(choice.logprobs) if choice.logprobs and self._logprobs else b"null",
+            _REASONS[choice.finish or "stop"],
+        )
+
+    def _more(self, choice: Choice) -> bytes:
+        """What few messages have: reasoning, calls."""
+        message: list[bytes] = []
+        if reasoning := "".join(choice.reasoning):
             message += (b',"reasoning_content":', quoted(reasoning))
-        if calls:
+        if calls := choice.tool_calls():
             pieces = (
                 b'{"id":%b,"type":"function","function":{"name":%b,"arguments":%b}}'
                 % (quoted(call.id or call_id(self._identity, choice.index, n)), quoted(call.name), quoted(call.arguments))
                 for n, call in zip(sorted(choice.calls), calls, strict=True)
             )
             message += (b',"tool_calls":[', b",".join(pieces), b"]")
-        return b'{"index":%d,"message":{%b},"logprobs":%b,"finish_reason":%b}' % (
-            choice.index,
-            b"".join(message),
-            _logprobs(choice.logprobs) if self._logprobs and choice.logprobs else b"null",
-            quoted(choice.finish or "stop"),
-        )
+        return b"".join(message)
 
 
 def finished_choices(choices: dict[int, Choice], expected: int) -> list[Choice]:
@@ -242,7 +257,12 @@ def finished_choices(choices: dict[int, Choice], expected: int) -> list[Choice]:
         UpstreamTruncated: one was never finished.
         UpstreamProtocol: one was not asked.
     """
-    found = [choice for index in range(expected) if (choice := choices.get(index)) is not None and choice.finish is not None]
+    found: list[Choice] = []
+    for index in range(expected):
+        choice = choices.get(index)
+        if choice is None or choice.finish is None:
+            break
+        found.append(choice)
     if len(found) == len(choices) == expected:
         return found
     if any(not 0 <= index < expected for index in choices):
