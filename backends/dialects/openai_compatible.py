@@ -11,6 +11,7 @@ usage where the server knows `stream_options`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
@@ -24,6 +25,7 @@ from backends.core.request import (
     ImageInput,
     Job,
     Message,
+    Output,
     Part,
     Prompt,
     RerankRequest,
@@ -135,10 +137,10 @@ class OpenAICompatible:
 
     def encode(self, job: Job, prompts: Sequence[Prompt] = ()) -> UpstreamRequest:
         """The request for a job. `prompts`, where given, take the place of the job's own conversation."""
-        if isinstance(job, EmbeddingRequest):
+        if not isinstance(job, GenerationRequest):
+            if isinstance(job, RerankRequest):
+                return UpstreamRequest("POST", "/rerank", _JSON, json_body(rerank_body(job)))
             return UpstreamRequest("POST", "/embeddings", _JSON, json_body(self._embedding(job)))
-        if isinstance(job, RerankRequest):
-            return UpstreamRequest("POST", "/rerank", _JSON, json_body(rerank_body(job)))
         prompts = prompts or job.prompts
         stream = job.stream or (self.quirks.usage_per_choice and job.choices > 1)
         body: dict[str, object] = {"model": job.model, "stream": stream}
@@ -153,12 +155,14 @@ class OpenAICompatible:
                 body["logprobs"] = max(self.quirks.least_top_logprobs, job.top_logprobs)
         else:
             body["messages"] = [encode_message(message, self.quirks) for message in job.messages]
-            self._tools(job, body)
+            if job.tools:
+                self._tools(job, body)
             if job.top_logprobs is not None:
                 body["logprobs"] = True
                 body["top_logprobs"] = max(self.quirks.least_top_logprobs, job.top_logprobs)
         self._sampling(job, "max_tokens" if prompts else self.quirks.chat_cap, body)
-        self._output(job, body)
+        if job.output.kind != "text":
+            self._output(job.output, body)
         if job.n > 1:
             body["n"] = job.n
         if job.reasoning_effort is not None:
@@ -170,9 +174,9 @@ class OpenAICompatible:
 
     def decoder(self, job: Job, prompts: Sequence[Prompt] = (), headers: Mapping[str, str] = NO_HEADERS) -> Decoder:
         """A fresh decoder of a 2xx response's body."""
-        if isinstance(job, EmbeddingRequest):
-            return embedding_decoder(job)
-        return rerank_decoder(job) if isinstance(job, RerankRequest) else GenerationDecoder(job, self.quirks)
+        if isinstance(job, GenerationRequest):
+            return GenerationDecoder(job, self.quirks)
+        return rerank_decoder(job) if isinstance(job, RerankRequest) else embedding_decoder(job)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         """The error that a non-2xx response stands for."""
@@ -197,8 +201,7 @@ class OpenAICompatible:
             elif (theirs := self._spelling[ours]) and not (ours == "top_p" and value >= 1 and self.quirks.open_top_p):
                 body[theirs] = value
 
-    def _output(self, job: GenerationRequest, body: dict[str, object]) -> None:
-        output = job.output
+    def _output(self, output: Output, body: dict[str, object]) -> None:
         if output.kind == "json_object":
             body["response_format"] = {"type": "json_object"}
         elif output.choices and self.quirks.choice_field:
@@ -216,8 +219,6 @@ class OpenAICompatible:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
 
     def _tools(self, job: GenerationRequest, body: dict[str, object]) -> None:
-        if not job.tools:
-            return
         choice = job.tool_choice
         tools = job.tools
         if choice is not None and choice.mode == "function":
@@ -233,6 +234,10 @@ class OpenAICompatible:
             body["parallel_tool_calls"] = job.parallel_tool_calls
 
 
+_beside = attrgetter("name", "tool_calls", "tool_call_id", "refusal", "reasoning")
+_NOTHING_BESIDE = _beside(Message("user"))
+
+
 def encode_message(message: Message, quirks: Quirks) -> dict[str, object]:
     """A message as OpenAI writes it, null-free."""
     role = "system" if message.role == "developer" and not quirks.developer_role else message.role
@@ -245,6 +250,8 @@ def encode_message(message: Message, quirks: Quirks) -> dict[str, object]:
             wire["content"] = message.text
     else:
         wire["content"] = [_part(part) for part in parts]
+    if _beside(message) == _NOTHING_BESIDE:  # nearly all
+        return wire
     if message.name:
         wire["name"] = message.name
     if message.tool_calls:

@@ -12,6 +12,7 @@ Refused although common clients take it: Content-Length beside Transfer-Encoding
 from __future__ import annotations
 
 import re
+from itertools import repeat
 
 import httptools
 
@@ -29,7 +30,8 @@ _HEAD = re.compile(
     rb"((?:[-!#$%&'*+.^_`|~0-9A-Za-z]++:[^\x00\n\x0b\x0c\r]*+\r?\n)*+)\r?\n"
 ).match
 #: Names and values of a block that `_HEAD` has matched.
-_FIELDS = re.compile(r"([^:\n]+):([^\r\n]*)\r?\n").findall
+_FIELDS = re.compile(r"([^:\n]+):([^\r\n]*)\r?\n").split
+_AROUND = repeat(" \t")
 _BLANK = re.compile(rb"\n\r?\n").search
 _START = b"HTTP/1."
 #: The chunked coding is parsed by feeding llhttp the body of this message.
@@ -62,19 +64,16 @@ class ResponseReader:
     `head` is set as soon as it is whole, `complete` with the body's last byte. `begun`: a byte has come.
     """
 
-    __slots__ = ("_buffer", "_chunks", "_framing", "_informational", "_left", "_parser", "_tail", "begun", "complete", "head")
+    __slots__ = ("_buffer", "_chunked", "_informational", "_left", "begun", "complete", "head")
 
     def __init__(self) -> None:
         self.head: Head | None = None
         self.begun = False
         self.complete = False
-        self._buffer = bytearray()
+        self._buffer: bytearray | None = None  # a head that is not whole yet
         self._informational = 0
         self._left = 0
-        self._framing = 0
-        self._tail = b""
-        self._chunks: _Chunks | None = None
-        self._parser: httptools.HttpResponseParser | None = None
+        self._chunked: _Chunked | None = None
 
     def feed(self, data: bytes) -> bytes:
         """The body bytes among these, b"" for none.
@@ -87,8 +86,13 @@ class ResponseReader:
             data = self._heads(data)
             if self.head is None:
                 return b""
-        if self._left == CHUNKED and not self.complete:
-            return self._chunked(data) if data else b""
+        chunked = self._chunked
+        if chunked is not None and not self.complete:
+            body = chunked.feed(data) if data else b""
+            if chunked.complete:
+                self.complete = True
+                self._left = 0
+            return body
         if self._left == UNTIL_CLOSE:
             return data
         surplus = len(data) - self._left
@@ -112,51 +116,77 @@ class ResponseReader:
 
     def _heads(self, data: bytes) -> bytes:
         """Take heads off until the final one; what follows it."""
-        buffer = self._buffer
-        searched = max(0, len(buffer) - 3)
-        if buffer or not (match := _HEAD(data)):
-            buffer += data
-            if not buffer.startswith(_START[: len(buffer)]):
-                raise _refuse("not a status line")
-            data = bytes(buffer) if _BLANK(buffer, searched) else b""
+        match = _HEAD(data) if self._buffer is None else None
+        if match is None:
+            data = self._gathered(data)
             match = _HEAD(data) if data else None
             if match is None:
                 if data:
                     raise _refuse("malformed header")
-                if len(buffer) > MAX_HEAD_BYTES:
-                    raise _refuse("header block too large")
                 return b""
-            buffer.clear()
-        if match.end() > MAX_HEAD_BYTES:
+        end = match.end()
+        if end > MAX_HEAD_BYTES:
             raise _refuse("header block too large")
-        status = int(match[2])
-        rest = data[match.end() :]
+        version, code, block = match.groups()
+        status = int(code)
+        rest = data[end:]
         if status >= 200:
-            self.head = _final(status, match[1] != b"0", match[3])
-            self._left = self.head.length
-            if self._left == CHUNKED:
-                self._chunks = _Chunks()
-                self._parser = httptools.HttpResponseParser(self._chunks)
-                self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
-                self._parser.feed_data(_CHUNKED_HEAD)
-            elif self._left == 0:
+            head = self.head = _final(status, version != b"0", block)
+            left = self._left = head.length
+            if left == CHUNKED:
+                self._chunked = _Chunked()
+            elif left == 0:
                 self.complete = True
             return rest
         if status == 101:
             raise _refuse("101 was not asked for")
-        if match[3].count(b"\n") > MAX_FIELDS:
+        if block.count(b"\n") > MAX_FIELDS:
             raise _refuse("too many header fields")
         self._informational += 1
         if self._informational > MAX_INFORMATIONAL:
             raise _refuse("too many 1xx responses")
         return self._heads(rest) if rest else b""
 
-    def _chunked(self, data: bytes) -> bytes:
+    def _gathered(self, data: bytes) -> bytes:
+        """What has come of a head up to now, b"" while it is not whole."""
+        buffer = self._buffer
+        if buffer is None:
+            buffer = self._buffer = bytearray()
+        searched = max(0, len(buffer) - 3)
+        buffer += data
+        if not buffer.startswith(_START[: len(buffer)]):
+            raise _refuse("not a status line")
+        if _BLANK(buffer, searched):
+            self._buffer = None
+            return bytes(buffer)
+        if len(buffer) > MAX_HEAD_BYTES:
+            raise _refuse("header block too large")
+        return b""
+
+
+class _Chunked:
+    """Takes the chunked coding off one body. `complete` with its last byte."""
+
+    __slots__ = ("_chunks", "_framing", "_parser", "_tail", "complete")
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._framing = 0
+        self._tail = b""
+        self._chunks = _Chunks()
+        self._parser = httptools.HttpResponseParser(self._chunks)
+        self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
+        self._parser.feed_data(_CHUNKED_HEAD)
+
+    def feed(self, data: bytes) -> bytes:
+        """The body bytes among these, b"" for none.
+
+        Raises:
+            UpstreamProtocol: not acceptable.
+        """
         chunks = self._chunks
-        parser = self._parser
-        assert chunks is not None and parser is not None
         try:
-            parser.feed_data(data)
+            self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise _refuse("bytes after a complete response" if chunks.ended else f"chunked coding: {error}") from None
         pieces = chunks.pieces
@@ -166,7 +196,6 @@ class ResponseReader:
             if chunks.messages > 1 or last[-4:] != b"\r\n\r\n" or last[0] in b"\r\n":
                 raise _refuse("bytes after a complete response")
             self.complete = True
-            self._left = 0
         elif not pieces:
             self._framing += len(data)
             if self._framing > MAX_FRAMING_BYTES:
@@ -205,22 +234,25 @@ def _final(status: int, persistent: bool, block: bytes) -> Head:
     Raises:
         UpstreamProtocol: see the list in this file's docstring.
     """
-    fields = _FIELDS(block.decode("latin-1"))
-    if len(fields) > MAX_FIELDS:
+    fields = _FIELDS(block.decode("latin-1"))  # between two fields, a name, a value, …
+    names, values = list(map(str.lower, fields[1::3])), list(map(str.strip, fields[2::3], _AROUND))
+    if len(names) > MAX_FIELDS:
         raise _refuse("too many header fields")
-    headers: dict[str, str] = {name.lower(): value.strip(" \t") for name, value in fields}
-    if len(headers) != len(fields):
+    headers = dict(zip(names, values, strict=True))
+    if len(headers) != len(names):
         repeated: dict[str, list[str]] = {}
-        for name, value in fields:
-            repeated.setdefault(name.lower(), []).append(value.strip(" \t"))
+        for name, value in zip(names, values, strict=True):
+            repeated.setdefault(name, []).append(value)
         headers = {name: ", ".join(values) for name, values in repeated.items()}
     if 300 <= status < 400:
         raise UpstreamProtocol("The deployment answered with a redirect, which is not followed.", detail=f"status {status}")
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
         raise _refuse("a content coding that was not asked for")
-    connection = headers.get("connection")
-    if connection is not None:
-        tokens = {token.strip().lower() for token in connection.split(",")}
+    connection = headers.get("connection", "").lower()
+    if connection == "keep-alive":
+        persistent = True
+    elif connection:
+        tokens = {token.strip() for token in connection.split(",")}
         persistent = "close" not in tokens and (persistent or "keep-alive" in tokens)
     return Head(status, headers, persistent, _length(status, headers))
 
@@ -236,7 +268,7 @@ def _length(status: int, headers: dict[str, str]) -> int:
         headers["transfer-encoding"] = "chunked"
     length = UNTIL_CLOSE if coding is None else CHUNKED
     if stated is not None:
-        if not stated.isdigit():  # more than one field, or nonsense
+        if "," in stated:  # more than one field, or nonsense
             values = {value.strip(" \t") for value in stated.split(",")}
             if len(values) > 1:
                 raise _refuse("differing Content-Lengths")

@@ -138,20 +138,27 @@ class _Sending(Sending):
         self._exchange: Exchange | None = None
 
     async def __aenter__(self) -> Response:
-        loop = self._pool.loop
-        timeouts = self._timeouts
+        pool, timeouts = self._pool, self._timeouts
+        loop = pool.loop
         now = loop.time()
         total_at = now + timeouts.total_s
-        connection = self._pool.reuse(now)
-        if connection is not None:
+        connection = reused = pool.reuse(now)
+        while True:
+            if connection is None:
+                connection = await pool.connect(min(timeouts.connect_s, total_at - loop.time()))
+            exchange = self._exchange = connection.begin(self._head, self._body, timeouts, total_at)
+            self._connection = connection
             try:
-                return await self._on(connection, total_at)
-            except ClosedUnanswered:
-                if self._parted():
+                head = await exchange.head()
+            except BaseException as error:
+                self._connection = None
+                connection.abort()
+                if reused is None or exchange.parted or not isinstance(error, ClosedUnanswered):
                     raise
-                # the server had closed it already: the one resend, on a new connection
-        connection = await self._pool.connect(min(timeouts.connect_s, total_at - loop.time()))
-        return await self._on(connection, total_at)
+                connection = reused = None  # the server had closed it already: the one resend, on a new connection
+                continue
+            self._body = b""
+            return Response(head.status, head.headers, exchange)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -172,18 +179,3 @@ class _Sending(Sending):
             return 0.0
         exchange.parted = True
         return PART_S
-
-    def _parted(self) -> bool:
-        return self._exchange is not None and self._exchange.parted
-
-    async def _on(self, connection: Connection, total_at: float) -> Response:
-        exchange = self._exchange = connection.begin(self._head, self._body, self._timeouts, total_at)
-        self._connection = connection
-        try:
-            head = await exchange.head()
-        except BaseException:
-            self._connection = None
-            connection.abort()
-            raise
-        self._body = b""
-        return Response(head.status, head.headers, exchange)
