@@ -57,7 +57,9 @@ def presented_key(headers: Headers) -> bytes:
         NotAuthenticated: none, or one over 512 bytes.
     """
     key: bytes | None = None
-    for name, value in [field for field in headers if field[0] in _CARRIERS]:
+    for name, value in headers:
+        if name not in _CARRIERS:
+            continue
         text = value.strip(b" \t")
         if name == b"authorization":
             scheme, _, text = text.partition(b" ")
@@ -143,7 +145,7 @@ class Authenticator:
         self._declared_of: Snapshot | None = None
         self._owners: tuple[Owner, ...] = ()
         self._prices: tuple[PriceRecord, ...] = ()
-        self._overlaid: tuple[Snapshot, object, object, Snapshot] | None = None
+        self._overlaid: tuple[Snapshot, Snapshot] | None = None  # of the owners and prices of now
         self._refreshing = asyncio.Lock()
         self._refreshed = 0
         self._flights: dict[str, _Flight] = {}
@@ -178,10 +180,10 @@ class Authenticator:
 
     def snapshot(self) -> Snapshot:
         """The present configuration with the database's organisations, teams, users and prices."""
-        base, known, owners, prices = self._snapshot(), self._overlaid, self._owners, self._prices
-        if known is None or known[0] is not base or known[1] is not owners or known[2] is not prices:
-            known = self._overlaid = (base, owners, prices, overlaid(base, owners, prices))
-        return known[3]
+        base, known = self._snapshot(), self._overlaid
+        if known is None or known[0] is not base:
+            known = self._overlaid = (base, overlaid(base, self._owners, self._prices))
+        return known[1]
 
     @property
     def knows_database(self) -> bool:
@@ -220,9 +222,9 @@ class Authenticator:
         self._generation += 1
         self._unknown.clear()
         if changes.owners is not None:
-            self._owners = changes.owners
+            self._owners, self._overlaid = changes.owners, None
         if changes.prices is not None:
-            self._prices = changes.prices
+            self._prices, self._overlaid = changes.prices, None
         if changes.ids is None:
             self._known.clear()
             self._by_id.clear()

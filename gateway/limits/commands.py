@@ -31,7 +31,7 @@ HOLDER_DEAD = 2
 _CODE: dict[Kind, int] = {"rate": 1, "quota": 2, "lease": 3}
 _LONGEST_NAME = 160
 _PROGRESS = 16
-_TWO = Struct("<2d")
+_TWO, _FOUR = Struct("<2d"), Struct("<4d")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -99,11 +99,13 @@ def _doubles(count: int) -> Struct:
     return Struct(f"<{count}d")
 
 
-@lru_cache(maxsize=4096)
 def _demand(rule: Rule) -> bytes:
     """A rule's numbers in an admission, when it is one that can be counted."""
     check_rule(rule)
-    return _doubles(4).pack(_CODE[rule.kind], rule.limit, rule.window_ms, rule.cost)
+    return _FOUR.pack(_CODE[rule.kind], rule.limit, rule.window_ms, rule.cost)
+
+
+_same_demand = lru_cache(maxsize=4096)(_demand)
 
 
 def reservation_key(id: str) -> str:
@@ -132,10 +134,15 @@ def ask(rules: Sequence[Rule]) -> Asked:
     Raises:
         ValueError: they cannot be counted exactly: see `reference.check_rules`.
     """
-    keys = [counter_key(rule.name) for rule in rules]
+    keys: list[str] = []
+    numbers: list[bytes] = []
+    for rule in rules:
+        keys.append(counter_key(rule.name))
+        # a quota's window shrinks with each millisecond: kept, it would only push the others out
+        numbers.append(_demand(rule) if rule.ends_us else _same_demand(rule))
     if len(set(keys)) != len(keys):
         raise ValueError("two rules of one request share a counter")
-    return Asked(keys, b"".join(map(_demand, rules)))
+    return Asked(keys, b"".join(numbers))
 
 
 def admit_args(script: Script, id: str, asked: Asked, lease_ms: int, deadline_us: int, blob: bytes) -> Args:
@@ -146,12 +153,14 @@ def admit_args(script: Script, id: str, asked: Asked, lease_ms: int, deadline_us
 
 def settle_args(script: Script, closing: Closing, *, again: int) -> Args:
     """EVALSHA of a settlement, or with the sweep script of a reservation whose lease is over or whose holder is (`again`)."""
-    used = zip(closing.rules, closing.actual, strict=True)
-    numbers = [number for rule, actual in used for number in (_CODE[rule.kind], rule.window_ms, actual)]
-    keys = [counter_key(rule.name) for rule in closing.rules]
-    packed = _doubles(3 + len(numbers)).pack(closing.epoch, closing.admitted_us, again, *numbers)
-    fixed: Args = ("EVALSHA", script.sha, 5 + len(keys), reservation_key(closing.id), LIVE, META, COMMITTED, STREAM)
-    return (*fixed, *keys, closing.id, packed, closing.row, closing.worker, closing.seq)
+    id, rules = closing.id, closing.rules
+    numbers: list[int] = [closing.epoch, closing.admitted_us, again]
+    words: list[bytes | str | int] = ["EVALSHA", script.sha, 5 + len(rules), reservation_key(id), LIVE, META, COMMITTED, STREAM]
+    for rule, actual in zip(rules, closing.actual, strict=True):
+        words.append(counter_key(rule.name))
+        numbers += (_CODE[rule.kind], rule.window_ms, actual)
+    words += (id, _doubles(len(numbers)).pack(*numbers), closing.row, closing.worker, closing.seq)
+    return tuple(words)
 
 
 def renew_args(script: Script, live: Sequence[tuple[Progress, int]], deadline_us: int) -> Args:

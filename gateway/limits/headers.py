@@ -20,16 +20,10 @@ def duration(ms: int) -> str:
     if ms < 1000:
         return f"{ms}ms"
     if ms < 60_000:
-        return _seconds(ms)
+        return f"{ms / 1000:g}s"  # six digits hold it
     minutes, rest = divmod(ms, 60_000)
-    seconds = _seconds(rest)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{seconds}" if hours else f"{minutes}m{seconds}"
-
-
-def _seconds(ms: int) -> str:
-    """Of less than a minute: six digits hold it."""
-    return f"{ms / 1000:g}s"
+    return f"{hours}h{minutes}m{rest / 1000:g}s" if hours else f"{minutes}m{rest / 1000:g}s"
 
 
 def limit_headers(states: Sequence[RuleState]) -> Headers:
@@ -39,23 +33,19 @@ def limit_headers(states: Sequence[RuleState]) -> Headers:
     """
     requests = tokens = None
     for state in states:
-        unit = state.rule.unit
-        if unit == "tokens":
-            if state.rule.limit != MAX_AMOUNT and (tokens is None or _less(state, tokens)):
+        rule = state.rule
+        if rule.unit == "tokens":
+            if rule.limit != MAX_AMOUNT and (tokens is None or _less(state, tokens)):
                 tokens = state
-        elif unit == "requests" and state.rule.limit != MAX_AMOUNT and (requests is None or _less(state, requests)):
+        elif rule.unit == "requests" and rule.limit != MAX_AMOUNT and (requests is None or _less(state, requests)):
             requests = state
     of_requests = _told(_OF_REQUESTS, requests) if requests is not None else []
     return of_requests + _told(_OF_TOKENS, tokens) if tokens is not None else of_requests
 
 
 def _told(names: tuple[bytes, bytes, bytes], state: RuleState) -> Headers:
-    limit, remaining, reset = names
-    return [
-        (limit, b"%d" % state.rule.limit),
-        (remaining, b"%d" % state.remaining),
-        (reset, duration(state.reset_ms).encode()),
-    ]
+    told = (b"%d" % state.rule.limit, b"%d" % state.remaining, duration(state.reset_ms).encode())
+    return list(zip(names, told, strict=True))
 
 
 def _less(one: RuleState, other: RuleState) -> bool:

@@ -14,7 +14,6 @@ Pure: no clock, no I/O; instants are arguments, µs UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import msgspec
 
@@ -144,7 +143,6 @@ def check_rules(rules: Sequence[Rule]) -> None:
         check_rule(rule)
 
 
-@lru_cache(maxsize=4096)
 def check_rule(rule: Rule) -> None:
     """Refuse a rule that could not be counted exactly; see `check_rules`."""
     if not (0 <= rule.cost <= MAX_AMOUNT and 0 <= rule.limit <= MAX_AMOUNT):

@@ -173,9 +173,11 @@ class LimitPlan:
     """
 
     __slots__ = (
+        "_changing",
         "_enforced",
         "_from_us",
         "_on_outage",
+        "_ready",
         "_units",
         "_until_us",
         "bounds_output",
@@ -183,7 +185,6 @@ class LimitPlan:
         "costs",
         "counts_tokens",
         "limits",
-        "templates",
     )
 
     def __init__(self, limits: Iterable[LimitSpec], on_outage: OnOutage = "deny") -> None:
@@ -192,7 +193,8 @@ class LimitPlan:
         self.bounds_output = bounds_output(self.limits)
         self.clamps = any(spec.on_insufficient == "clamp" for spec in self.limits)
         self.costs = any(spec.unit == "nusd" for spec in self.limits)
-        self.templates: tuple[Rule, ...] = ()
+        self._ready: list[Rule] = []
+        self._changing: list[tuple[int, Rule]] = []
         self._on_outage: OnOutage = on_outage
         self._units = tuple({spec.unit for spec in self.limits} - {"requests", "slots"})
         self._enforced = tuple(spec for spec in self.limits if not spec.shadow and spec.unit in self._units)
@@ -216,14 +218,13 @@ class LimitPlan:
                 raise _never(spec, demand, amounts[spec.unit])
         if not self._from_us <= now_us < self._until_us:
             self._enter(now_us)
-        return tuple(
-            [
-                replace(rule, cost=amounts[rule.unit])
-                if not rule.ends_us
-                else replace(rule, cost=amounts[rule.unit], window_ms=-(-(rule.ends_us - now_us) // 1000))
-                for rule in self.templates
-            ]
-        )
+        rules = self._ready.copy()
+        for at, rule in self._changing:
+            if rule.ends_us:
+                rules[at] = replace(rule, cost=amounts[rule.unit], window_ms=-(-(rule.ends_us - now_us) // 1000))
+            else:
+                rules[at] = replace(rule, cost=amounts[rule.unit])
+        return tuple(rules)
 
     def _enter(self, now_us: int) -> None:
         """The names of calendar periods hold until the first of them ends."""
@@ -232,9 +233,11 @@ class LimitPlan:
             rule = _rule(spec, now_us, self._on_outage)
             known = rules.get(rule.name)
             rules[rule.name] = rule if known is None else _tighter(known, rule)
-        self.templates = tuple(rules.values())
+        # One request is one request, and one slot: such a rule is the same each time, but for what is left of a period.
+        self._ready = [rule if rule.ends_us or rule.unit in self._units else replace(rule, cost=1) for rule in rules.values()]
+        self._changing = [(at, rule) for at, rule in enumerate(self._ready) if rule.cost == 0]
         self._from_us = now_us
-        self._until_us = min([rule.ends_us for rule in self.templates if rule.ends_us], default=FOREVER_US)
+        self._until_us = min([rule.ends_us for rule in self._ready if rule.ends_us], default=FOREVER_US)
 
 
 def rules_for(limits: Iterable[LimitSpec], demand: Demand, now_us: int, *, on_outage: OnOutage = "deny") -> tuple[Rule, ...]:

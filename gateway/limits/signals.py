@@ -13,20 +13,20 @@ _NEAR_PART = 5
 NEAR_HEADER = b"x-switchyard-limit-near"
 
 
-def near(states: Sequence[RuleState]) -> list[RuleState]:
-    """The rules of an admission of which 80 % or more are taken. Slots are not told: they come and go all the time."""
-    return [
-        state
-        for state in states
-        if state.remaining * _NEAR_PART <= state.rule.limit and state.rule.kind != "lease" and state.rule.limit < MAX_AMOUNT
-    ]
+def signals(states: Sequence[RuleState]) -> tuple[list[RuleState], list[RuleState]]:
+    """The rules of an admission of which 80 % or more are taken, and those that a shadow limit would have refused.
 
-
-def shadowed(states: Sequence[RuleState]) -> list[RuleState]:
-    """The rules of an admission that a shadow limit would have refused."""
-    return [
-        state for state in states if state.rule.shadow is not None and state.rule.limit - state.remaining > state.rule.shadow
-    ]
+    Slots are not told: they come and go all the time.
+    """
+    close: list[RuleState] = []
+    over: list[RuleState] = []
+    for state in states:
+        rule, left = state.rule, state.remaining
+        if left * _NEAR_PART <= rule.limit and rule.kind != "lease" and rule.limit < MAX_AMOUNT:
+            close.append(state)
+        if rule.shadow is not None and rule.limit - left > rule.shadow:
+            over.append(state)
+    return close, over
 
 
 def labels(state: RuleState) -> tuple[str, str]:

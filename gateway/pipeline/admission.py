@@ -49,8 +49,9 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     assert route is not None and principal is not None
     plan = house.plans.of(principal, route)
     tally.counter = view.counters.get(key_of(route)) if route.tokenizer else None
-    counter = tally.counter if plan.counts_tokens else None
-    counted = await _counted(view, route, call, counter) if plan.counts_tokens else None
+    counted: int | None = None
+    if plan.counts_tokens and (tally.counter is not None or all_local(route)):
+        counted = await _counted(view, route, call, tally.counter)
     tally.input_counted = counted is not None
     tally.input_estimate = input_bound(call, route) if counted is None else counted
     if (job := with_defaults(call.job, route.defaults)) is not call.job:
@@ -85,9 +86,7 @@ async def _counted(view: View, route: Route, call: Call, counter: Counter | None
     """The prompt's tokens by the model's tokenizer or by its own engines; None = nobody can tell."""
     if counter is not None:
         return await counter.bound(call)
-    if view.ask_engines is None or not all_local(route):
-        return None
-    return await view.ask_engines(route, call.job)
+    return None if view.ask_engines is None else await view.ask_engines(route, call.job)
 
 
 async def _reserve(house: House, call: Call, tally: Tally, plan: LimitPlan, demand: Demand) -> None:

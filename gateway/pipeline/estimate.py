@@ -26,7 +26,11 @@ _TEMPLATE_TOKENS, _MOST_PER_MESSAGE = 512, 64
 
 def all_local(route: Route) -> bool:
     """Whether engines of this gateway alone serve a route."""
-    return all(one.engine for tier in route.tiers for one in tier)
+    for tier in route.tiers:
+        for one in tier:
+            if not one.engine:
+                return False
+    return True
 
 
 def input_bound(call: Call, route: Route | None = None) -> int:

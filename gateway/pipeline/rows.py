@@ -82,34 +82,38 @@ def settlement(tally: Tally, now_wall_us: int, now_us: int) -> Settlement:
     reservation, opening, route = tally.reservation, tally.opening, tally.route
     assert reservation is not None and opening is not None and route is not None
     usage = usage_of(tally)
-    deployment = tally.deployment
-    price = price_at(route, deployment, reservation.admitted_us) if deployment is not None else None
-    cost = cost_nusd(usage, price) if price is not None else 0
+    admitted_us, attempts, began_us = reservation.admitted_us, tally.attempts, tally.began_us
+    answered, cost = "", 0
+    if attempts:
+        deployment = attempts[-1].deployment
+        answered, cost = deployment.id, cost_nusd(usage, price_at(route, deployment, admitted_us))
     returned = tally.error is not None and not tally.deltas and tally.error.code in _RETURNED
+    read, written = usage.input_tokens, usage.output_tokens
+    requests = 0 if returned else 1
     used = {
-        "requests": 0 if returned else 1,
+        "requests": requests,
         "slots": 0,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "tokens": usage.total_tokens,
+        "input_tokens": read,
+        "output_tokens": written,
+        "tokens": read + written,
         "nusd": cost,
     }
     row: LedgerRow = msgspec.structs.replace(
         opening,
-        admitted_us=reservation.admitted_us,
+        admitted_us=admitted_us,
         settled_us=now_wall_us,
-        deployment=deployment.id if deployment is not None else "",
+        deployment=answered,
         outcome=tally.outcome,
         status=tally.status,
-        input_tokens=usage.input_tokens,
+        input_tokens=read,
         cached_input_tokens=usage.cached_input_tokens,
-        output_tokens=usage.output_tokens,
+        output_tokens=written,
         reasoning_tokens=usage.reasoning_tokens,
         usage_source=usage.source if usage is not NOTHING else "none",
         cost_nusd=cost,
-        attempts=len(tally.attempts),
-        ttft_us=tally.first_event_us - tally.began_us if tally.first_event_us else 0,
-        duration_us=now_us - tally.began_us,
-        requests=used["requests"],
+        attempts=len(attempts),
+        ttft_us=tally.first_event_us - began_us if tally.first_event_us else 0,
+        duration_us=now_us - began_us,
+        requests=requests,
     )
     return Settlement(reservation, tuple([used[rule.unit] for rule in reservation.rules]), row)

@@ -20,7 +20,7 @@ from backends.core.events import Event
 from backends.core.request import GenerationRequest
 from gateway.domain.settlement import Outcome, Reservation
 from gateway.limits.headers import limit_headers
-from gateway.limits.signals import NEAR_HEADER, near, near_header, shadowed
+from gateway.limits.signals import NEAR_HEADER, near_header, signals
 from gateway.pipeline.admission import admit
 from gateway.pipeline.attempts import Attempts
 from gateway.pipeline.clock import monotonic_us, wall_us
@@ -124,7 +124,7 @@ def _signals(x: Exchange, house: House, reservation: Reservation) -> None:
     """Tell the client, and count, what an admission told beside yes."""
     if reservation.degraded:
         x.response_headers.append((b"x-switchyard-limits", b"degraded"))
-    close, over = near(reservation.states), shadowed(reservation.states)
+    close, over = signals(reservation.states)
     if close:
         x.response_headers.append((NEAR_HEADER, near_header(close)))
     if close or over:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gateway.limits.store import LimitStore
-from gateway.pipeline.clock import monotonic_us, wall_us
+from gateway.pipeline.clock import monotonic_us
 from gateway.pipeline.rows import settlement, takes_long, usage_of
 from gateway.pipeline.tally import Tally
 
@@ -71,4 +71,5 @@ class Settler:
             return
         tally.settled = True
         tally.usage = usage_of(tally)
-        self._store.settle(settlement(tally, wall_us(), monotonic_us()))
+        now_us = monotonic_us()
+        self._store.settle(settlement(tally, tally.began_wall_us + now_us - tally.began_us, now_us))
