@@ -114,7 +114,8 @@ async def test_poison_is_moved_aside_and_stops_nobody(
     role = LedgerRole(redis, engine, "me")
     assert await role.step() == 2 and role.dead == 1
     assert set(await stored(engine)) == {"good"} and await redis.xlen(STREAM) == 0
-    ((_, dead),) = await redis.xrange(DEAD)
+    ((_, told),) = await redis.xrange(DEAD)
+    dead = dict(zip(told[::2], told[1::2], strict=True))
     assert all(dead[name.encode()] == value for name, value in fields.items()) and dead[b"reason"] and dead[b"entry"]
     assert any("moved aside" in record.message for record in caplog.records)
 
