@@ -24,6 +24,7 @@ from backends.engines.choice import ChoiceText
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
 from backends.engines.options import EngineLoadFailed, read_options
+from backends.engines.stepping import SteppingEngine
 
 CAPABILITIES = (
     "chat", "completions", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "logprobs", "ignore_eos",
@@ -90,7 +91,7 @@ class _Running:
         self.work = "queued"
 
 
-class ScriptedEngine:
+class ScriptedEngine(SteppingEngine):
     """See the module. `context` 0 means 4096."""
 
     def __init__(self, launch: EngineLaunch) -> None:
@@ -102,21 +103,12 @@ class ScriptedEngine:
         self.context = launch.context or 4096
         self._slots = launch.slots
         self._queue = launch.queue
-        self._journal = Journal(self.options.step_log, self.options.log)
+        super().__init__(Journal(self.options.step_log, self.options.log))
         self._waiting: deque[_Seq] = deque()
         self._running: list[_Seq] = []
         self._jobs: dict[str, _Running] = {}
         self._pooling: deque[tuple[str, EmbeddingRequest | RerankRequest]] = deque()
         self._steps = 0
-
-    def submit(self, job: Job, id: str) -> None:
-        """Take a job; as `Engine`."""
-        try:
-            self._take(job, id)
-        except Exception as error:
-            self._journal.job("refuse", id, error=type(error).__name__)
-            raise
-        self._journal.job("submit", id)
 
     def _take(self, job: Job, id: str) -> None:
         kind = EmbeddingRequest if self.options.embedding else RerankRequest if self.options.rerank else GenerationRequest
@@ -154,16 +146,6 @@ class ScriptedEngine:
         self._journal.job("cancel", id, was=running.work)
         made = running.output + sum(seq.text.tokens for seq in running.open)
         return Usage(sum(map(len, running.prompts)), made, source="counted") if made else None
-
-    def hurry(self) -> None:
-        """Nothing to do: steps are short."""
-
-    def nudge(self) -> None:
-        """Nothing to do: a step never only waits."""
-
-    def waiting_s(self) -> float:
-        """It computes in its steps."""
-        return 0.0
 
     def busy(self) -> bool:
         """Whether there is work."""

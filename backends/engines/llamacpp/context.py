@@ -39,6 +39,7 @@ class Context:
             params.embeddings = True
             params.pooling_type = pooling
         self._halt = ctypes.create_string_buffer(2)
+        self._cuttable = self._was_cut = False
         params.abort_callback = _STRLEN
         params.abort_callback_data = ctypes.addressof(self._halt)
         self.handle = llama.llama_init_from_model(model.handle, params)
@@ -72,26 +73,27 @@ class Context:
         self.filled = end
         return end - 1
 
-    def decode(self) -> int:
-        """Run the batch: OK, NO_ROOM or ABORTED; anything else is fatal.
+    def decode(self, *, cuttable: bool) -> int:
+        """Run the batch: OK, NO_ROOM or ABORTED; anything else is fatal. `cuttable`: `hurry` may end it, but no two in a row.
 
         Raises:
             RuntimeError: llama.cpp failed; the context is of no further use.
         """
+        self._halt[0] = b"\x00"
+        self._cuttable = cuttable and not self._was_cut
         self._batch.n_tokens = self.filled
         run = llama.llama_decode if self.memory else llama.llama_encode
         code = int(run(self.handle, self._batch))
+        self._cuttable = False
+        self._was_cut = code == ABORTED
         if code not in (OK, NO_ROOM, ABORTED):
             raise RuntimeError(f"llama.cpp failed with {code}: {complaints()}")
         return code
 
-    def halt(self) -> None:
-        """Cut the running step short; any thread may call this."""
-        self._halt[0] = b"\x01"
-
-    def resume(self) -> None:
-        """Let steps run again."""
-        self._halt[0] = b"\x00"
+    def hurry(self) -> None:
+        """Cut the running step short where it may be; any thread may call this."""
+        if self._cuttable:
+            self._halt[0] = b"\x01"
 
     def logits(self, row: int, size: int) -> np.ndarray:
         """A view of a row's logits, valid until the next batch."""

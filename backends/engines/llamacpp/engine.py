@@ -33,6 +33,7 @@ from backends.engines.llamacpp.sampling import NoTokenFits, Sampler
 from backends.engines.llamacpp.scheduler import Pace, Step, plan
 from backends.engines.llamacpp.settings import LlamaOptions
 from backends.engines.options import EngineLoadFailed, read_options
+from backends.engines.stepping import SteppingEngine
 
 CAPABILITIES = (
     OPENAI_SAMPLING
@@ -57,7 +58,7 @@ def load(launch: EngineLaunch) -> Engine:
     return LlamaPooler(launch, options) if pools else LlamaCppEngine(launch, options)
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(SteppingEngine):
     """See the module; the `Engine` contract."""
 
     def __init__(self, launch: EngineLaunch, options: LlamaOptions) -> None:
@@ -94,25 +95,14 @@ class LlamaCppEngine:
             room=self._cache_size // 4 if options.kept_tokens is None else options.kept_tokens,
         )
         self._pace = Pace(options.batch, min(options.beside, options.batch), stretch=options.stretch)
-        self._journal = Journal(options.step_log, options.log)
+        super().__init__(Journal(options.step_log, options.log))
         self._jobs: dict[str, work.Running] = {}
         self._waiting: deque[work.Sequence] = deque()
         self._running: list[work.Sequence] = []  # in order of admission
         self._steps = 0
         self._job_s = 1.0
-        self._may_halt = False
-        self._halted = False
 
     # the Engine contract
-
-    def submit(self, job: Job, id: str) -> None:
-        """Take a job; as `Engine`."""
-        try:
-            self._take(job, id)
-        except Exception as error:
-            self._journal.job("refuse", id, error=type(error).__name__)
-            raise
-        self._journal.job("submit", id)
 
     def prompt_tokens(self, job: Job) -> int:
         """As `CountsPrompts`: the vocabulary is read only."""
@@ -133,15 +123,7 @@ class LlamaCppEngine:
 
     def hurry(self) -> None:
         """A cancel is on its way; from another thread. A step that reads prompts is cut short, never two in a row."""
-        if self._may_halt:
-            self._context.halt()
-
-    def nudge(self) -> None:
-        """Nothing to do: a step never only waits."""
-
-    def waiting_s(self) -> float:
-        """It computes in its steps."""
-        return 0.0
+        self._context.hurry()
 
     def busy(self) -> bool:
         """Whether there is work."""
@@ -157,13 +139,10 @@ class LlamaCppEngine:
             return ()
         self._adapters.apply(self._context.handle, self._adapter)
         self._fill(planned, by_slot)
-        self._may_halt = bool(planned.prefill) and not self._halted
         called = time.monotonic()
-        code = self._context.decode()
+        code = self._context.decode(cuttable=bool(planned.prefill))
         model_s = time.monotonic() - called
-        self._may_halt = False
-        self._halted = code == ABORTED
-        if self._halted:
+        if code == ABORTED:
             return self._undo(by_slot)
         if code == NO_ROOM:
             return self._make_room()
@@ -260,7 +239,6 @@ class LlamaCppEngine:
 
     def _fill(self, planned: Step, by_slot: Mapping[int, work.Sequence]) -> None:
         self._context.clear()
-        self._context.resume()
         for slot in planned.decode:
             sequence = by_slot[slot]
             sequence.row = self._context.add(slot, sequence.tokens[-1:], sequence.position, last=True)

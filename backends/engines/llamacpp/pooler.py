@@ -14,11 +14,12 @@ from backends.core.request import Job
 from backends.core.usage import Usage
 from backends.engines.journal import Journal
 from backends.engines.launch import EngineLaunch
-from backends.engines.llamacpp.context import ABORTED, OK, Context
+from backends.engines.llamacpp.context import OK, Context
 from backends.engines.llamacpp.model import Model
 from backends.engines.llamacpp.pooling import Kind, Ranks, Vectors
 from backends.engines.llamacpp.settings import LlamaOptions
 from backends.engines.options import EngineLoadFailed
+from backends.engines.stepping import SteppingEngine
 
 
 class _Work:
@@ -33,7 +34,7 @@ class _Work:
         self.started = False
 
 
-class LlamaPooler:
+class LlamaPooler(SteppingEngine):
     """The `Engine` contract for embeddings and scores. Inputs over the context are refused, not cut.
 
     `slots` is how many inputs a batch may hold, `queue` how many jobs may be open beside the one in work.
@@ -61,20 +62,9 @@ class LlamaPooler:
         self._kind.check(self._context)
         self._slots = launch.slots
         self._queue = launch.queue
-        self._journal = Journal(options.step_log, options.log)
+        super().__init__(Journal(options.step_log, options.log))
         self._jobs: dict[str, _Work] = {}  # in order of service
         self._steps = 0
-        self._may_halt = False
-        self._halted = False
-
-    def submit(self, job: Job, id: str) -> None:
-        """Take a job; as `Engine`."""
-        try:
-            self._take(job, id)
-        except Exception as error:
-            self._journal.job("refuse", id, error=type(error).__name__)
-            raise
-        self._journal.job("submit", id)
 
     def prompt_tokens(self, job: Job) -> int:
         """As `CountsPrompts`: the vocabulary is read only."""
@@ -92,16 +82,8 @@ class LlamaPooler:
             self._journal.job("cancel", id, was="decode" if job.started else "queued")
 
     def hurry(self) -> None:
-        """A cancel is on its way; from another thread. The step is cut short, never two in a row."""
-        if self._may_halt:
-            self._context.halt()
-
-    def nudge(self) -> None:
-        """Nothing to do: a step never only waits."""
-
-    def waiting_s(self) -> float:
-        """It computes in its steps."""
-        return 0.0
+        """A cancel is on its way; from another thread. A step is cut short, never two in a row."""
+        self._context.hurry()
 
     def busy(self) -> bool:
         """Whether there is work."""
@@ -116,15 +98,11 @@ class LlamaPooler:
         if self._context.memory:
             llama.llama_memory_clear(self._context.memory, False)
         self._context.clear()
-        self._context.resume()
         for slot, (_, _, tokens) in enumerate(picked):
             self._context.add(slot, tokens, 0, every=True)
-        self._may_halt = not self._halted
         called = time.monotonic()
-        code = self._context.decode()
+        code = self._context.decode(cuttable=True)
         model_s = time.monotonic() - called
-        self._may_halt = False
-        self._halted = code == ABORTED
         if code != OK:  # cut short, or no room: the inputs go back in their places
             for work, index, tokens in reversed(picked):
                 work.todo.appendleft((index, tokens))
