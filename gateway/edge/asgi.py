@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from backends.core.errors import GatewayError
-from gateway.edge.cors import Cors
+from gateway.edge.cors import Cors, Pairs
 from gateway.edge.cycle import EXTENSION, App, Cycle, Message, Receive, RequestTimeout, Send, Straight
 from gateway.edge.exchange import HttpExchange
 from gateway.pipeline.exchange import Exchange
@@ -84,7 +84,7 @@ class EdgeApp:
             return self._other(scope, receive, send)
         headers = scope["headers"]
         if scope["method"] == "POST":
-            return self._generation(path, protocol, scope["extensions"][EXTENSION], headers)
+            return self._generation(path, protocol, scope["extensions"][EXTENSION], headers, dict(reversed(headers)))
         if scope["method"] == "OPTIONS":
             return self._answer(send, 204, self._cors.preflight(headers, b"POST"), b"")
         error = MethodNotAllowed(f"Not allowed to {scope['method']} on {path}: use POST.")
@@ -92,9 +92,10 @@ class EdgeApp:
         return self._answer(send, 405, told, render(error, in_stream=False))
 
     def _generation(
-        self, path: str, protocol: ClientProtocol, cycle: Cycle, headers: Sequence[tuple[bytes, bytes]]
+        self, path: str, protocol: ClientProtocol, cycle: Cycle, headers: Pairs, first: Mapping[bytes, bytes]
     ) -> Awaitable[None]:
-        exchange = HttpExchange(cycle, path, headers, self._draining)
+        cycle.cancel_when_gone = True
+        exchange = HttpExchange(cycle, path, headers, first, self._draining)
         if self._cors.configured:
             exchange.response_headers += self._cors.headers(headers)
         return self._serve(exchange, protocol)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
@@ -24,8 +24,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-#: Answers a POST for one target without an ASGI scope: the cycle, the headers as ASGI has them.
-Straight = Callable[["Cycle", Sequence[tuple[bytes, bytes]]], Awaitable[None]]
+#: Answers a POST for one target without an ASGI scope: the cycle, the headers as ASGI has them, the first of each name.
+Straight = Callable[["Cycle", Sequence[tuple[bytes, bytes]], Mapping[bytes, bytes]], Awaitable[None]]
 
 #: Where the scope carries the cycle, for `gateway.edge.asgi`.
 EXTENSION = "switchyard.cycle"

@@ -7,7 +7,10 @@ second task waiting for `http.disconnect`, for a tenth of its cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import msgspec
 
 from backends.core.errors import BadRequest, GatewayError
 from gateway.edge.cycle import Cycle
@@ -36,25 +39,24 @@ class UnsupportedEncoding(BadRequest):
     default_code = "unsupported_content_encoding"
 
 
-class HttpExchange:
-    """See `gateway.pipeline.exchange.Exchange`. Made by `gateway.edge.asgi`, used by one task."""
+class HttpExchange(msgspec.Struct, eq=False):
+    """See `gateway.pipeline.exchange.Exchange`. Made by `gateway.edge.asgi`, used by one task.
 
-    __slots__ = ("_cycle", "_draining", "_first", "content_type", "headers", "path", "response_headers")
+    `first`: the first header of each name.
+    """
 
-    def __init__(self, cycle: Cycle, path: str, headers: Sequence[tuple[bytes, bytes]], draining: Callable[[], bool]) -> None:
-        cycle.cancel_when_gone = True
-        self._cycle = cycle
-        self._draining = draining
-        self.path = path
-        self.headers = headers
-        self._first = dict(reversed(headers))  # the first of each name
-        self.response_headers: list[tuple[bytes, bytes]] = []
-        self.content_type = b"application/json"
+    cycle: Cycle
+    path: str
+    headers: Sequence[tuple[bytes, bytes]]
+    first: Mapping[bytes, bytes]
+    _draining: Callable[[], bool]
+    response_headers: list[tuple[bytes, bytes]] = []
+    content_type: bytes = b"application/json"
 
     @property
     def started(self) -> bool:
         """Whether the status line is out."""
-        return self._cycle.started
+        return self.cycle.started
 
     @property
     def draining(self) -> bool:
@@ -63,15 +65,15 @@ class HttpExchange:
 
     def when_gone(self, ends: Callable[[], bool], /) -> None:
         """See `Exchange.when_gone`."""
-        self._cycle.ends_when_gone = ends
+        self.cycle.ends_when_gone = ends
 
     def header(self, name: bytes, /) -> str | None:
         """The first value of a header as Latin-1 text, or None."""
-        value = self._first.get(name)
+        value = self.first.get(name)
         return None if value is None else value.decode("latin-1")
 
-    async def body(self, max_bytes: int, /) -> bytes:
-        """The whole request body.
+    def body(self, max_bytes: int, /) -> Coroutine[Any, Any, bytes]:
+        """The whole request body, to be awaited.
 
         Raises:
             BodyTooLarge: as soon as it is known, by Content-Length or by count.
@@ -82,7 +84,7 @@ class HttpExchange:
         encoding = self.header(b"content-encoding")
         if encoding is not None and encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedEncoding("Compressed request bodies are not supported.")
-        return await self._cycle.read_body(max_bytes)
+        return self.cycle.read_body(max_bytes)
 
     async def send(self, data: bytes, /) -> None:
         """More of a streamed answer; the first call commits status 200. Waits while the client reads too slowly.
@@ -91,12 +93,12 @@ class HttpExchange:
             ConnectionError: the client is gone, or did not read for `client_stall_s`.
         """
         self._write(data)
-        if self._cycle.blocked:
-            await self._cycle.drained()
+        if self.cycle.blocked:
+            await self.cycle.drained()
 
     def comment(self) -> None:
         """Write an SSE comment now; ignored once the answer is finished, or while nobody reads it."""
-        if not (self._cycle.gone or self._cycle.finished or self._cycle.blocked):
+        if not (self.cycle.gone or self.cycle.finished or self.cycle.blocked):
             self._write(_COMMENT)
 
     async def finish(self, data: bytes, /) -> None:
@@ -106,10 +108,10 @@ class HttpExchange:
             ConnectionError: the client is gone.
         """
         self._present()
-        if self._cycle.started:
-            self._cycle.close(data)
+        if self.cycle.started:
+            self.cycle.close(data)
         else:
-            self._cycle.respond(200, [(b"content-type", self.content_type), *self.response_headers], data)
+            self.cycle.respond(200, [(b"content-type", self.content_type), *self.response_headers], data)
 
     async def fail(self, error: GatewayError, body: bytes, /) -> None:
         """An error: its status when nothing was sent yet, else an in-stream event and the end of the answer.
@@ -118,19 +120,19 @@ class HttpExchange:
             ConnectionError: the client is gone.
         """
         self._present()
-        if self._cycle.finished:
+        if self.cycle.finished:
             return
-        if self._cycle.started:
-            self._cycle.close(body)  # the framing is whole: the connection may serve the client's next request
+        if self.cycle.started:
+            self.cycle.close(body)  # the framing is whole: the connection may serve the client's next request
             return
         headers = [(b"content-type", b"application/json"), *self.response_headers]
         headers += retry_headers(error)
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        self._cycle.respond(error.status, headers, body)
+        self.cycle.respond(error.status, headers, body)
 
     def _write(self, data: bytes) -> None:
-        cycle = self._cycle
+        cycle = self.cycle
         if cycle.gone:
             raise ConnectionResetError("the client left")
         if cycle.started:
@@ -140,5 +142,5 @@ class HttpExchange:
             cycle.begin(200, headers, data)
 
     def _present(self) -> None:
-        if self._cycle.gone:
+        if self.cycle.gone:
             raise ConnectionResetError("the client left")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import httptools
@@ -14,10 +14,14 @@ from gateway.edge.limits import malformed, not_supported
 
 
 class Framing(msgspec.Struct, frozen=True, gc=False):
-    """`expects`: the client waits for 100-continue before it sends its body of `length` bytes (None: not stated)."""
+    """`expects`: the client waits for 100-continue before it sends its body of `length` bytes (None: not stated).
+
+    `first`: the first header of each name.
+    """
 
     expects: bool
     length: int | None
+    first: Mapping[bytes, bytes]
 
 
 def facts(transport: asyncio.BaseTransport) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def framing(headers: Sequence[tuple[bytes, bytes]], version: str) -> Framing:
     if version not in ("1.1", "1.0"):
         raise not_supported("The only supported versions are HTTP/1.1 and HTTP/1.0.")
     http10 = version == "1.0"
-    fields = dict(headers)
+    fields = dict(reversed(headers))
     if b"host" not in fields:
         if not http10:
             raise not_supported("The request must have exactly one Host header.")
@@ -58,7 +62,7 @@ def framing(headers: Sequence[tuple[bytes, bytes]], version: str) -> Framing:
                 raise not_supported("The only supported transfer coding is chunked.")
     length = fields.get(b"content-length")
     expects = b"expect" in fields and not http10 and fields[b"expect"].strip().lower() == b"100-continue"
-    return Framing(expects, None if length is None else int(length))
+    return Framing(expects, None if length is None else int(length), fields)
 
 
 def scope(

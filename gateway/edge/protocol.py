@@ -160,7 +160,7 @@ class EdgeProtocol(asyncio.Protocol):
         """The head is whole: make the cycle and its scope. A read is bounded, so its fields are counted only now."""
         self._in_head = self._head_only = False
         headers = self._headers
-        self._head_size += 4 * len(headers) + sum(map(len, chain.from_iterable(headers)))
+        self._head_size += 4 * len(headers) + len(b"".join(chain.from_iterable(headers)))
         if self._head_size > self._max_head_bytes or len(self._headers) > self._max_header_fields:
             self._stop(self._oversized())
         http10 = (version := self._parser.get_http_version()) == "1.0"
@@ -177,7 +177,7 @@ class EdgeProtocol(asyncio.Protocol):
         cycle = Cycle(self, keep_alive, http10, method == b"HEAD", framed.expects, framed.length)
         answer: Callable[[], Awaitable[None]]
         if straight is not None:
-            answer = partial(straight, cycle, headers)
+            answer = partial(straight, cycle, headers, framed.first)
         else:
             assert request is not None
             request.update(http_version=version, state=self._app_state.copy(), extensions={EXTENSION: cycle})

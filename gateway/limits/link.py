@@ -149,7 +149,7 @@ class Link:
         """Queue a command for the end of this turn, or write it when it is alone; False, and nothing done, while the breaker is
         not closed, or when who sends it has `waited_s` already and his time is over.
         """
-        if self._closed or not self.breaker.closed or waited_s >= self._timeout_s:
+        if self._closed or self.breaker.state != "closed" or waited_s >= self._timeout_s:
             return False
         loop = self.loop
         command.due = loop.time() + self._timeout_s - waited_s

@@ -166,7 +166,8 @@ class Outstanding:
         """Redis took one."""
         self._on_the_way -= 1
         self.overruns += answer.overruns
-        self.seen(answer.epoch)
+        if answer.epoch != self._epoch:
+            self.seen(answer.epoch)
         held = self._held
         if answer.entry > answer.committed:
             held.append((answer.entry, closing))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -50,8 +51,10 @@ class Attempts(msgspec.Struct, eq=False):
         for tier in self._tiers:
             left = list(tier)
             while left:
+                place = left[0]
                 try:
-                    place = await self._take(left)
+                    if place.deployment.max_in_flight is not None:
+                        place = await self._take(left)
                 except Overloaded as error:
                     last = error
                     left = [place for place in left if place.deployment.max_in_flight is None]
@@ -65,11 +68,11 @@ class Attempts(msgspec.Struct, eq=False):
                     raise last
         raise last
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Leave; an unfinished upstream answer is cut at once."""
-        await self._leave(kind, error, trace)
+        return self._leave(kind, error, trace)
 
     def following(self) -> Awaitable[Sequence[Event] | None]:
         """The next batch, None after the last."""
@@ -77,13 +80,10 @@ class Attempts(msgspec.Struct, eq=False):
         return anext(self._stream, None)
 
     async def _take(self, left: Sequence[Place]) -> Place:
-        """The place to try next: the first one, or, when it is gated, whichever gated one has a slot first.
+        """The place to try next where the first one is gated: whichever gated one has a slot first.
 
         Nobody waits for a slot while the tier has a place without a bound.
         """
-        first = left[0]
-        if first.deployment.max_in_flight is None:
-            return first
         gated = [
             GatedDeployment(place.deployment.id, place.deployment.max_in_flight)
             for place in left

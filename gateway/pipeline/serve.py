@@ -116,7 +116,8 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
             tally.usage = await asyncio.to_thread(unreported, tally, call) if takes_long(tally) else unreported(tally, call)
             encoder.feed((tally.usage,))
         last = encoder.close()
-        await house.settler.settled(tally)  # the slot is back before the client knows
+        if (written := house.settler.settled(tally)) is not None:
+            await written  # the slot is back before the client knows
         await x.finish(last)
 
 

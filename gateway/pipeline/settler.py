@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from gateway.limits.store import LimitStore
 from gateway.pipeline.clock import monotonic_us
@@ -22,11 +22,13 @@ class Settler:
         self._wake = asyncio.Event()
         self._running = False
 
-    async def settled(self, tally: Tally) -> None:
-        """Hand over before the last bytes are written: whoever asks the store because of them is answered after it."""
+    def settled(self, tally: Tally) -> Awaitable[None] | None:
+        """Hand over before the last bytes are written; what they have to wait for, if anything.
+
+        Whoever asks the store because of them is answered after it.
+        """
         self._hand_over(tally)
-        if (written := self._store.written()) is not None:
-            await written
+        return self._store.written()
 
     def submit(self, tally: Tally) -> None:
         """The request is over. Settles what was not settled yet, and lets metrics and log see it. Never awaits.
