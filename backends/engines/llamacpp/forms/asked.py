@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from backends.core.errors import BadRequest
 from backends.core.request import Output
 from backends.engines.llamacpp.forms import rules
+from backends.engines.llamacpp.forms.ambiguity import MOST_WAYS, ways
 from backends.engines.llamacpp.forms.schema import SchemaError
 
 #: Bytes of a schema or grammar that a request may bring.
@@ -16,7 +17,8 @@ MAX_GRAMMAR = 64 << 10
 #: Open parentheses of a grammar: llama.cpp's reader calls itself for each, on a stack that ends the process.
 MAX_NESTING = 64
 #: What of a grammar is text: literals, sets of characters, tokens by name, comments.
-_TEXTS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL)
+#: One without its end is text to the end: nothing is looked through twice.
+_TEXTS = re.compile(r'"(?:\\.|[^"\\])*+"?|\[(?:\\.|[^\]\\])*+\]?|<[^>]*+>?|#[^\r\n]*', re.DOTALL)
 _TIMES = re.compile(r"\{\s*([0-9]+)\s*,\s*([0-9]+)\s*\}")
 
 
@@ -73,6 +75,8 @@ def _checked(grammar: str, param: str) -> str:
     for low, high in _TIMES.findall(bare):
         if len(low) > 9 or len(high) > 9 or int(high) < int(low):  # it would count from one to the other without end
             raise BadRequest("The grammar has a repetition whose bounds are the wrong way round.", param=param)
+    if ways(grammar) > MOST_WAYS:
+        raise BadRequest(f"The grammar can begin in more than {MOST_WAYS} ways.", param=param)
     return grammar
 
 
