@@ -95,7 +95,7 @@ class EdgeApp:
         self, path: str, protocol: ClientProtocol, cycle: Cycle, headers: Pairs, first: Mapping[bytes, bytes]
     ) -> Awaitable[None]:
         cycle.cancel_when_gone = True
-        exchange = HttpExchange(cycle, path, headers, first, self._draining)
+        exchange = HttpExchange(cycle, path, headers, first, self._draining())
         if self._cors.configured:
             exchange.response_headers += self._cors.headers(headers)
         return self._serve(exchange, protocol)

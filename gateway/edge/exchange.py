@@ -42,14 +42,14 @@ class UnsupportedEncoding(BadRequest):
 class HttpExchange(msgspec.Struct, eq=False):
     """See `gateway.pipeline.exchange.Exchange`. Made by `gateway.edge.asgi`, used by one task.
 
-    `first`: the first header of each name.
+    `first`: the first header of each name. `draining`: the drain time is over.
     """
 
     cycle: Cycle
     path: str
     headers: Sequence[tuple[bytes, bytes]]
     first: Mapping[bytes, bytes]
-    _draining: Callable[[], bool]
+    draining: bool
     response_headers: list[tuple[bytes, bytes]] = []
     content_type: bytes = b"application/json"
 
@@ -57,11 +57,6 @@ class HttpExchange(msgspec.Struct, eq=False):
     def started(self) -> bool:
         """Whether the status line is out."""
         return self.cycle.started
-
-    @property
-    def draining(self) -> bool:
-        """Whether this stream must end now: the drain time is over."""
-        return self._draining()
 
     def when_gone(self, ends: Callable[[], bool], /) -> None:
         """See `Exchange.when_gone`."""

@@ -8,11 +8,11 @@ from backends.core.errors import GatewayError
 from backends.core.request import EmbeddingRequest, GenerationRequest
 from gateway.domain.money import price_at
 from gateway.domain.route import Price, Route
+from gateway.limits.plans import Plan
 from gateway.limits.rules import (
     GROWING,
     LEAST_OUTPUT_TOKENS,
     Demand,
-    LimitPlan,
     ceiling,
     largest_output,
     output_left,
@@ -22,7 +22,6 @@ from gateway.pipeline.clock import monotonic_us
 from gateway.pipeline.counting import Counter, key_of
 from gateway.pipeline.estimate import all_local, input_bound, output_cap, with_cap, with_defaults
 from gateway.pipeline.house import House, View
-from gateway.pipeline.rows import opening_row
 from gateway.pipeline.tally import Tally
 from gateway.protocols.contract import Call
 
@@ -89,11 +88,16 @@ async def _counted(view: View, route: Route, call: Call, counter: Counter | None
     return None if view.ask_engines is None else await view.ask_engines(route, call.job)
 
 
-async def _reserve(house: House, call: Call, tally: Tally, plan: LimitPlan, demand: Demand) -> None:
-    route = tally.route
-    assert route is not None
+async def _reserve(house: House, call: Call, tally: Tally, plan: Plan, demand: Demand) -> None:
     began = monotonic_us()
-    opening = tally.opening = opening_row(tally, call, route)
+    opening = tally.opening = msgspec.structs.replace(
+        plan.opening,
+        id=tally.id,
+        admitted_us=tally.began_wall_us,
+        protocol=tally.protocol,
+        streamed=call.options.stream,
+        input_tokens=tally.input_estimate,
+    )
     try:
         for _ in range(_PERIOD_TRIES):
             rules = plan.rules(demand, house.limits.now_us())

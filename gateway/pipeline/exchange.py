@@ -35,7 +35,7 @@ class Exchange(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether this stream must end now: the drain time is over."""
+        """Whether it came when the drain time was over: it must end now."""
 
     def when_gone(self, ends: Callable[[], bool], /) -> None:
         """Asked when the client has left, before the task is cancelled: True = it ends by itself, within moments."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import TracebackType
 
 import msgspec
@@ -82,9 +83,14 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The worker's loop, asked for once: `get_running_loop` asks the kernel for the process each time."""
+        return asyncio.get_running_loop()
+
     def entered(self, tally: Tally, exchange: Exchange) -> Entry:
         """Count a request as open for the length of a `with` block; must run in the request's own task."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         return Entry(tally, exchange, task, self._entries)
 

@@ -1,4 +1,4 @@
-"""The ledger rows of one request: what it shows if nobody settles it, and what it came to. Pure."""
+"""The ledger row of one request: what it came to. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import msgspec
 
 from backends.core.usage import Usage
 from gateway.domain.money import cost_nusd, price_at
-from gateway.domain.route import Route
 from gateway.domain.settlement import LedgerRow, Settlement
 from gateway.pipeline.counting import INLINE_BYTES
 from gateway.pipeline.estimate import generated
@@ -19,36 +18,6 @@ from gateway.protocols.contract import Call
 NOTHING = Usage(0, 0, source="estimated")
 #: Errors of requests that no model was ever given: their request charge is returned too.
 _RETURNED = frozenset({"overloaded", "no_deployment", "draining", "model_loading"})
-
-
-def opening_row(tally: Tally, call: Call, route: Route) -> LedgerRow:
-    """What the ledger shows of a request that nobody ever settles."""
-    principal = tally.principal
-    assert principal is not None
-    return LedgerRow(
-        id=tally.id,
-        admitted_us=tally.began_wall_us,
-        settled_us=0,
-        key_id=principal.key_id,
-        team_id=principal.team_id,
-        org_id=principal.org_id,
-        user=principal.user,
-        model=route.name,
-        deployment="",
-        protocol=tally.protocol,
-        outcome="abandoned",
-        status=0,
-        streamed=call.options.stream,
-        input_tokens=tally.input_estimate,
-        cached_input_tokens=0,
-        output_tokens=0,
-        reasoning_tokens=0,
-        usage_source="estimated",
-        cost_nusd=0,
-        attempts=0,
-        ttft_us=0,
-        duration_us=0,
-    )
 
 
 def usage_of(tally: Tally) -> Usage:
