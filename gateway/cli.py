@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import sys
 import time
@@ -240,7 +239,9 @@ def _capabilities(_: argparse.Namespace) -> int:
 
 
 def _version(_: argparse.Namespace) -> int:
-    print(f"switchyard {importlib.metadata.version('switchyard')}")
+    from gateway.edge.web import VERSION
+
+    print(f"switchyard {VERSION}")
     return 0
 
 

@@ -171,12 +171,17 @@ def validated(model: type[Body], fields: dict[str, object]) -> Body:
     """
     from pydantic import ValidationError
 
+    from gateway.config.validation import suggestion, words_of
+
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Refused(f"{where}: {first['msg']}" if where else str(first["msg"])) from error
+        words = words_of(first)
+        if first["type"] == "extra_forbidden":
+            words = f"{words}; {suggestion(where, list(model.model_fields)) or 'known are ' + ', '.join(model.model_fields)}"
+        raise Refused(f"{where}: {words}" if where else words) from error
 
 
 def show(columns: Sequence[str], rows: Sequence[dict[str, str]], nothing: str, *, as_json: bool) -> str:

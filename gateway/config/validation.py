@@ -33,6 +33,11 @@ def problems_of(error: ValidationError, model: type[BaseModel], document: Docume
     return sorted(found, key=lambda one: one.line)
 
 
+def words_of(error: ErrorDetails) -> str:
+    """What is wrong, in words of a configuration file's user."""
+    return _WORDS.get(error["type"]) or _sentence(error["msg"])
+
+
 def suggestion(word: str, known: Sequence[str]) -> str:
     """` (did you mean 'workers'?)`, or nothing when no known word is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
@@ -47,7 +52,7 @@ def fields_of(annotation: Any) -> Mapping[str, FieldInfo] | None:
 
 def _problem(error: ErrorDetails, model: type[BaseModel], document: Document) -> Problem:
     path: KeyPath = tuple(part for part in error["loc"] if part != "[key]")
-    words = _WORDS.get(error["type"]) or _sentence(error["msg"])
+    words = words_of(error)
     parent, field = _locate(model, path)
     if error["type"] == "extra_forbidden":
         mend = suggestion(str(path[-1]), list(parent)) or _known(parent)

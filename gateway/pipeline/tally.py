@@ -146,6 +146,10 @@ class Tally(msgspec.Struct, eq=False):
         self.status = error.status
 
     def cancel(self) -> None:
-        """The client left."""
+        """The client left. One that left before the last bytes of a settled answer changes nothing: metrics and log tell what
+        its row does.
+        """
+        if self.settled:
+            return
         self.outcome = "cancelled"
         self.status = 499

@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(SOUND)
     return path
+
+
+def test_the_version_is_the_projects_without_an_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == f"switchyard {project['version']}\n"
 
 
 def test_check_says_what_is_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

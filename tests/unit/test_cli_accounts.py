@@ -81,6 +81,8 @@ def test_owners_are_made_listed_changed_and_deleted(shell: Shell) -> None:
         (["teams", "new", "n", "--limit", "tokens=-5/minute"], "--limit"),
         (["teams", "new", "n", "--limit", "tokens=0/minute"], "tokens"),
         (["teams", "new", "n", "--limit", "tokens=5/fortnight"], "per"),
+        (["teams", "new", "n", "--limit", "tokens=5"], "tokens=5: every limit but concurrent needs"),
+        (["teams", "new", "n", "--limit", "token=5/minute"], "token: no such key; did you mean 'tokens'?"),
         (["teams", "new", "n", "--limit", "tokens=5/minute@nothing"], "nothing"),
         (["teams", "new", "n", "--models", "nothing"], "nothing"),
         (["users", "new", " "], "name: "),

@@ -190,6 +190,20 @@ async def test_a_reader_that_is_gone_is_cancelled_quietly():
     assert house.bugs == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_before_the_last_bytes_of_a_settled_answer_changes_nothing(stream):
+    """The row is written by then: metrics and log must not tell another outcome."""
+
+    class Gone(FakeExchange):
+        async def finish(self, data):
+            raise ConnectionResetError
+
+    house = FakeHouse([[place(*HELLO)]])
+    await serve(Gone(body(stream=stream)), FakeProtocol(), house.house)
+    row, seen = house.store.settled[0].row, house.seen[0]
+    assert (row.outcome, row.status) == (seen.outcome, seen.status) == ("ok", 200)
+
+
 async def test_a_drain_ends_a_silent_stream_with_an_event():
     house = FakeHouse([[place([TextDelta("one ")], 30.0)]])
     x = FakeExchange(body(stream=True))
