@@ -18,7 +18,7 @@ _LOOKED_AT = 8192
 _SECRET = re.compile(r"(?i)\bbearer\s+\S+|\b(?:sk|pk|hf|gsk|xai|key|nvapi)[-_][\w-]{8,}")
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]{1,15}://[^\s\"'<>)\]]+")
 _ADDRESS = re.compile(
-    r"\[[0-9a-fA-F:]{2,45}\](?::\d{1,5})?"
+    r"\[(?=[^\]:]*:)[0-9a-fA-F:]{2,45}\](?::\d{1,5})?"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?\b"
     r"|\b(?:[A-Za-z0-9_-]{1,63}\.){0,8}[A-Za-z0-9_-]{1,63}:\d{2,5}\b"
     r"|\b(?:[A-Za-z0-9_-]{1,63}\.){1,8}(?:local|internal|lan|svc|cluster|corp|intra|home)\b"

@@ -169,11 +169,26 @@ async def test_an_answer_is_held_to_its_form(engine: EngineClient, output: Outpu
     assert Finish("stop") in got
 
 
-@pytest.mark.parametrize("output", [Output("regex", grammar="[0-9"), Output("grammar", grammar='root ::= "a')])
-async def test_a_form_that_is_none_is_the_requests_fault(engine: EngineClient, output: Output) -> None:
+def schema(value: object, asked_as: str = "") -> Output:
+    return Output("json_schema", schema=msgspec.Raw(msgspec.json.encode(value)), asked_as=asked_as)
+
+
+@pytest.mark.parametrize(
+    ("output", "param"),
+    [
+        (Output("regex", grammar="[0-9", asked_as="guided_regex"), "guided_regex"),
+        (Output("grammar", grammar='root ::= "a'), "grammar"),
+        (schema({"type": "frob"}), "response_format"),
+        (schema({"enum": []}, "guided_json"), "guided_json"),
+        (schema({"not": {"type": "string"}}), "response_format"),
+        (schema({"type": "string", "pattern": "^(?!b)b$"}), "response_format"),
+    ],
+)
+async def test_a_form_that_cannot_be_kept_to_is_the_requests_fault(engine: EngineClient, output: Output, param: str) -> None:
     with pytest.raises(GatewayError) as refused:
         await or_refusal(engine, chat("Hello", output=output))
-    assert refused.value.status == 400
+    assert (refused.value.status, refused.value.param) == (400, param)
+    assert "[address]" not in refused.value.message and "[path]" not in refused.value.message
     assert text(await events(engine, chat(QUESTION))) == ANSWERS[QUESTION]
 
 
@@ -196,8 +211,10 @@ async def test_an_adapter_is_chosen_by_the_deployments_model(engine: EngineClien
 
 
 async def test_what_vllm_refuses_is_the_requests_fault(engine: EngineClient) -> None:
-    with pytest.raises(BadRequest):
-        await events(engine, chat("Hello", sampling=Sampling(temperature=-1.0)))
+    for param, sampling in (("top_p", Sampling(top_p=0.0)), ("logit_bias", Sampling(logit_bias=((99_999, 1.0),)))):
+        with pytest.raises(GatewayError) as refused:
+            await or_refusal(engine, chat("Hello", sampling=sampling))
+        assert (refused.value.status, refused.value.param) == (400, param)
     assert text(await events(engine, chat(QUESTION))) == ANSWERS[QUESTION]
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from backends.core.errors import BadRequest
 from backends.core.events import EventGrammar, Finish, ReasoningDelta, Started, TextDelta, ToolCallDelta
 from backends.core.request import GenerationRequest, Message, Output, Prompt, Sampling, Text
 from backends.core.usage import Usage
 from backends.engines import kinds
 from backends.engines.launch import EngineLaunch
 from backends.engines.options import EngineLoadFailed, read_options
+from backends.engines.vllm import forms
 from backends.engines.vllm.arguments import NAMES, SUPPORTED, engine_arguments, problems
 from backends.engines.vllm.outputs import JobEvents, Unfinished
 from backends.engines.vllm.sampling import CAPABILITIES, constraint, sampling_arguments
@@ -271,3 +273,31 @@ def test_a_reader_tells_calls_and_thoughts_apart() -> None:
 def test_a_call_that_was_cut_off_says_length() -> None:
     told = JobEvents(chat(), spelled, Calls)
     assert Finish("length") in fed(told, output(delta("F", 1, "length")))
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"properties": {"a": {"items": {"not": {}}}}}, "'not' (at /a/items)"),
+        ({"anyOf": [{"if": {}, "then": {}}]}, "'if' (at /anyOf/0)"),
+        ({"$defs": {"d": {"pattern": "a(?<!b)"}}}, "looking ahead or behind in 'pattern' (at /d)"),
+        ({"properties": {}, "anyOf": [{"required": ["a"]}]}, "'properties' beside 'anyOf'"),
+        ({"$ref": "#/$defs/d", "minimum": 3}, "'minimum' beside '$ref'"),
+    ],
+)
+def test_what_xgrammar_passes_over_is_refused_unless_it_is_a_wish(schema: object, what: str) -> None:
+    output = Output("json_schema", schema=msgspec.Raw(msgspec.json.encode(schema)), asked_as="guided_json")
+    with pytest.raises(BadRequest) as error:
+        forms.check(output)
+    assert error.value.param == "guided_json"
+    assert what in error.value.message
+    forms.check(msgspec.structs.replace(output, strict=False))
+
+
+def test_what_only_looks_so_is_taken() -> None:
+    for schema in (
+        {"properties": {"not": {"type": "string", "const": "(?=a)"}, "if": {"enum": [{"not": 1}]}}},
+        {"$ref": "#/$defs/d", "description": "x", "title": "y", "$defs": {"d": {"type": "integer"}}},
+        {"type": "object", "anyOf": [{"type": "object"}], "default": {"not": 1}},
+    ):
+        forms.check(Output("json_schema", schema=msgspec.Raw(msgspec.json.encode(schema))))

@@ -17,7 +17,7 @@ from backends.core.capabilities import Capabilities
 from backends.core.contracts import Engine
 from backends.core.errors import BadRequest, GatewayError, UnsupportedParameter
 from backends.core.events import Event, Failure, Started
-from backends.core.request import EmbeddingRequest, GenerationRequest, Job, RerankRequest
+from backends.core.request import EmbeddingRequest, GenerationRequest, Job, Output, RerankRequest
 from backends.core.usage import Usage
 from backends.engines.guardian import guard
 from backends.engines.huggingface.pairs import Pair, Pairs
@@ -30,16 +30,16 @@ from backends.engines.loop_thread import LoopThread
 from backends.engines.mailed import MailedEngine, Taken
 from backends.engines.options import EngineLoadFailed, read_options
 from backends.engines.versions import check
-from backends.engines.vllm import library
+from backends.engines.vllm import forms, library
 from backends.engines.vllm.arguments import SUPPORTED, engine_arguments, problems
 from backends.engines.vllm.outputs import JobEvents, Unfinished
 from backends.engines.vllm.parsers import Conversation, Parsers
 from backends.engines.vllm.sampling import CAPABILITIES, constraint, sampling_arguments
 from backends.engines.vllm.settings import VllmOptions
 from backends.engines.vllm.sleeping import Sleeping
-from backends.parsing.sanitise import public
 
 T = TypeVar("T")
+_TEXT = Output()
 #: Stop strings of a request.
 MAX_STOPS = 64
 #: Seconds that vLLM is given to end its processes.
@@ -123,6 +123,7 @@ class VllmEngine(MailedEngine):
         self._spelling = Spelling(tokenizer, tokenizer.all_special_ids)
         reasoning = str(options.arguments.get("reasoning_parser") or "")
         self._parsers = Parsers(tokenizer, config, tools=options.tool_call_parser, reasoning=reasoning)
+        self._passes_over = _form_library(options.arguments) in ("auto", "xgrammar")
         pools = options.embedding or options.rerank
         self._defaults: Mapping[str, object] = {} if pools else config.get_diff_sampling_param()
         self._sleeping = Sleeping(self._vllm, options.sleep_after_s, options.sleep_level)
@@ -197,6 +198,8 @@ class VllmEngine(MailedEngine):
             raise BadRequest(f"At most {MAX_STOPS} stop strings are taken.", param="stop")
         if job.suffix:
             raise UnsupportedParameter("This model's engine does not fill in the middle.", param="suffix")
+        if self._passes_over:
+            forms.check(job.output)
         conversation = self._parsers.of(job)
         prompts = self._prompts.of(job)
         params = [
@@ -204,16 +207,17 @@ class VllmEngine(MailedEngine):
                 sampling_arguments(job, room=self.context_size - len(prompt), defaults=self._defaults),
                 constraint(job.output),
                 conversation,
+                job.output,
             )
             for prompt in prompts
         ]
         told = JobEvents(job, self._spelling.of, conversation.reader if conversation is not None else None)
         work = self._generate(job, id, list(zip(prompts, params, strict=True)), told, conversation)
-        return self._guarded(id, work), told.usage
+        return self._guarded(id, work, job.output), told.usage
 
     # running a job, on the loop
 
-    async def _guarded(self, id: str, work: Any) -> None:
+    async def _guarded(self, id: str, work: Any, output: Output = _TEXT) -> None:
         """Run a job so that what goes wrong with it is its own."""
         try:
             async with self._sleeping.awake():
@@ -226,7 +230,8 @@ class VllmEngine(MailedEngine):
             if library.is_dead(error):
                 self._mailbox.fail(error)
             elif library.is_refusal(error):
-                self._mailbox.put(id, [Failure("rejected", public(str(error)) or "vLLM refuses this request.")])
+                told = library.refused(error, output)
+                self._mailbox.put(id, [Failure("rejected", told.message, param=told.param)])
             else:
                 self._mailbox.put(id, [_unavailable(error)])
         finally:
@@ -284,6 +289,12 @@ async def _together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def _form_library(arguments: Mapping[str, object]) -> str:
+    """vLLM's argument that says who holds answers to forms."""
+    config = arguments.get("structured_outputs_config")
+    return str(config.get("backend", "auto")) if isinstance(config, Mapping) else "auto"
 
 
 def _unavailable(error: Exception) -> Failure:

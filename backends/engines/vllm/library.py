@@ -5,6 +5,7 @@ Source: vLLM 0.32 (run on CPU) and 0.33 (read): `vllm/v1/engine/async_llm.py`, `
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 
 from backends.core.errors import BadRequest
 from backends.core.events import Embedding, Event, Item, Score
-from backends.core.request import EmbeddingRequest, RerankRequest
+from backends.core.request import EmbeddingRequest, Output, RerankRequest
 from backends.engines.huggingface.pairs import Pair
 from backends.engines.options import EngineLoadFailed
 from backends.parsing.sanitise import public
 
 #: vLLM's metrics that are told on, less their prefix; see `gateway/figures.py`.
 _PREFIX = "vllm:"
+#: Where in a library's source an error was found, which its words begin with.
+_PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
 async def start(arguments: Mapping[str, object]) -> Any:
@@ -80,7 +83,7 @@ async def adapters(engine: Any, modules: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def sampling(arguments: Mapping[str, object], constraint: Mapping[str, object], conversation: Any) -> Any:
+def sampling(arguments: Mapping[str, object], constraint: Mapping[str, object], conversation: Any, output: Output) -> Any:
     """`SamplingParams` of these arguments; a conversation's parsers may add a constraint of their own.
 
     Raises:
@@ -94,12 +97,10 @@ def sampling(arguments: Mapping[str, object], constraint: Mapping[str, object], 
             output_kind=RequestOutputKind.DELTA,
             structured_outputs=StructuredOutputsParams(**constraint) if constraint else None,
         )
-    except (ValueError, TypeError) as error:
-        raise BadRequest(public(str(error)) or "vLLM refuses these parameters.") from None
     except Exception as error:
-        if not is_refusal(error):
+        if not (is_refusal(error) or isinstance(error, TypeError)):
             raise
-        raise BadRequest(public(str(error)) or "vLLM refuses these parameters.") from None
+        raise refused(error, output) from None
     if conversation is not None:
         if conversation.constraint is not None:
             params.structured_outputs = conversation.constraint
@@ -164,6 +165,15 @@ def is_dead(error: Exception) -> bool:
     from vllm.v1.engine.exceptions import EngineDeadError
 
     return isinstance(error, EngineDeadError)
+
+
+def refused(error: Exception, output: Output) -> BadRequest:
+    """vLLM's refusal of a request as ours. vLLM names the parameter of some; what it says else is of the answer's form."""
+    said = _PLACE.sub("", str(error.args[0] if error.args else error))
+    param = getattr(error, "parameter", None)
+    if param is None and output.kind != "text":
+        param = output.asked_as or ("grammar" if output.kind == "grammar" else "response_format")
+    return BadRequest(public(said) or "vLLM refuses this request.", param=param if isinstance(param, str) else None)
 
 
 def is_refusal(error: Exception) -> bool:
