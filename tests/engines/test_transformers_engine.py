@@ -156,6 +156,17 @@ async def test_a_model_with_an_encoder(python: Path, model: Path, tmp_path: Path
         assert isinstance(got[-1], Usage) and got[-1].output_tokens == 6
 
 
+async def test_a_token_that_is_none_is_refused_and_a_banned_one_never_comes(python: Path, model: Path) -> None:
+    async with running(python, model) as engine:
+        for token in (-1, 10**6):
+            with pytest.raises(BadRequest) as refused:
+                await events(engine, chat("Hello", logit_bias=((token, 1.0),)))
+            assert refused.value.param == "logit_bias"
+        first = text(await events(engine, chat("Hello", max_tokens=1)))
+        banned = tuple((token, -100.0) for token in range(100, 509))
+        assert text(await events(engine, chat("Hello", max_tokens=1, logit_bias=banned))) != first
+
+
 async def test_forms_of_answers_are_refused(python: Path, model: Path) -> None:
     from backends.core.request import Output
 

@@ -214,7 +214,7 @@ async def test_what_vllm_refuses_is_the_requests_fault(engine: EngineClient) -> 
     for param, sampling in (("top_p", Sampling(top_p=0.0)), ("logit_bias", Sampling(logit_bias=((99_999, 1.0),)))):
         with pytest.raises(GatewayError) as refused:
             await or_refusal(engine, chat("Hello", sampling=sampling))
-        assert (refused.value.status, refused.value.param) == (400, param)
+        assert (refused.value.status, refused.value.param) == (400, param), repr(refused.value)
     assert text(await events(engine, chat(QUESTION))) == ANSWERS[QUESTION]
 
 

@@ -211,3 +211,35 @@ def test_whatever_stands_in_a_file_nothing_breaks(value, key):
         except NotImportable:
             continue
         assert isinstance(made.text(), str)
+
+
+def test_litellms_wildcards_and_nameless_entries_are_told_and_left_out():
+    made = import_litellm(
+        b"""
+model_list:
+  - model_name: "*"
+    litellm_params: {model: "openai/*", api_key: os.environ/KEY}
+  - model_name: all-of-it
+    litellm_params: {model: "openai/*"}
+  - litellm_params: {model: openai/nameless}
+  - model_name: one
+    litellm_params: {model: openai/gpt-x}
+"""
+    )
+    assert list(snapshot(made).models) == ["one"]
+    assert [note.partition(":")[0] for note in made.notes] == [f"model_list[{number}]" for number in range(3)]
+
+
+def test_a_port_within_a_macro_of_llama_swap_is_one():
+    made = import_llama_swap(
+        b"""
+macros: {server: "/opt/llama-server --port ${PORT}", all: "${server} --ctx-size ${ctx}", ctx: 4096}
+models:
+  a: {cmd: "${all} -m /m/a.gguf"}
+  b: {cmd: "ssh box start --port ${PORT}"}
+"""
+    )
+    assert not any("not known" in note for note in made.notes), made.notes
+    found = snapshot(made)
+    assert found.engines["a"].context == 1024
+    assert made.tree["deployments"]["b"]["base_url"] == "http://localhost:5801/v1"

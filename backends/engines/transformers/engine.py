@@ -153,6 +153,9 @@ class TransformersEngine(MailedEngine):
             raise UnsupportedParameter("This model's engine does not fill in the middle.", param="suffix")
         if job.output.kind != "text":
             raise UnsupportedParameter("This model's engine cannot hold an answer to a form.", param="response_format")
+        for token, _ in job.sampling.logit_bias:
+            if not 0 <= token < self._loaded.vocabulary:
+                raise BadRequest(f"The model has no token {token}.", param="logit_bias")
         self._check_beams(job)
         self._check_room(job.choices)
         prompts = self._prompts.of(job)

@@ -178,8 +178,7 @@ def _adjusting(work: Work, skip: int) -> Any:
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             scores = scores.clone()
             for token, bias in sampling.logit_bias:
-                if 0 <= token < scores.shape[-1]:
-                    scores[:, token] += bias
+                scores[:, token] += bias if bias > -100 else -float("inf")  # -100 means "never" (OpenAI API reference)
             made = input_ids[:, skip:]
             counts = torch.zeros_like(scores).scatter_add_(1, made, torch.ones_like(made, dtype=scores.dtype))
             return scores - frequency * counts - presence * (counts > 0)

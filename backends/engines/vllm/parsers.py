@@ -12,14 +12,12 @@ from typing import Any
 
 import msgspec
 
-from backends.core.errors import BadRequest
 from backends.core.events import Event, ReasoningDelta, TextDelta
 from backends.core.request import GenerationRequest
 from backends.dialects.openai_compatible import OpenAICompatible, Quirks
 from backends.engines.options import EngineLoadFailed
 from backends.engines.vllm import library
 from backends.parsing.callpieces import CallIds, CallPieces
-from backends.parsing.sanitise import public
 
 _WIRE = OpenAICompatible(Quirks("vllm", chat_cap="max_completion_tokens", schema_field=("structured_outputs", "json")))
 
@@ -63,7 +61,7 @@ class Parsers:
         except Exception as error:
             if not library.is_refusal(error):
                 raise
-            raise BadRequest(public(str(error)) or "vLLM refuses these parameters.") from None
+            raise library.refused(error, job.output) from None
 
     def request(self, job: GenerationRequest) -> Any:
         """The job as vLLM's own chat request."""

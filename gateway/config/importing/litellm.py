@@ -74,6 +74,10 @@ def import_litellm(data: bytes) -> Imported:
 
 def _entry(made: Imported, where: str, entry: Mapping[str, Any], policy: str, *, drop: bool) -> None:
     params = mapping(entry.get("litellm_params"))
+    if not entry.get("model_name") or "*" in f"{entry.get('model_name')}{params.get('model')}":
+        what = "names with * (each of a provider's models)" if entry.get("model_name") else "entries without model_name"
+        made.note(f"{where}: {what} have no equivalent; it is left out")
+        return
     name = public_name(str(entry.get("model_name", "")))
     provider, slash, model = str(params.get("model", "")).partition("/")
     if not slash:

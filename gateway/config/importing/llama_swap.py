@@ -85,7 +85,7 @@ def import_llama_swap(data: bytes) -> Imported:
 def _model(made: Imported, id: str, entry: Mapping[str, Any], theirs: Mapping[str, Any], ports: Iterator[int]) -> None:
     where = f"models.{id}"
     macros = {**mapping(theirs.get("macros")), **mapping(entry.get("macros")), "MODEL_ID": id}
-    if "${PORT}" in str(entry.get("cmd", "")) + str(entry.get("proxy", "${PORT}")):
+    if "${PORT}" in _expanded(f"{entry.get('cmd', '')} {entry.get('proxy', '${PORT}')}", macros):
         macros["PORT"] = next(ports)
     words = _words(made, where, str(entry.get("cmd", "")), macros)
     public = public_name(id, made.tree["models"])
@@ -104,11 +104,17 @@ def _model(made: Imported, id: str, entry: Mapping[str, Any], theirs: Mapping[st
     made.lacks(where, {str(key) for key in entry} - _MODEL)
 
 
+def _expanded(text: str, macros: Mapping[str, Any]) -> str:
+    """With macros put in; a macro may hold others."""
+    for _ in range(8):
+        text = _MACRO.sub(lambda match: str(macros.get(match[1], match[0])), text)
+    return text
+
+
 def _words(made: Imported, where: str, command: str, macros: Mapping[str, Any]) -> list[str]:
     """The command's words, comments left out and macros put in; a macro may hold others."""
     text = "\n".join(line for line in command.splitlines() if not line.lstrip().startswith("#"))
-    for _ in range(8):
-        text = _MACRO.sub(lambda match: str(macros.get(match[1], match[0])), text)
+    text = _expanded(text, macros)
     if "${" in text:
         made.note(f"{where}.cmd: a macro or variable in it is not known here: {_MACRO.findall(text)}")
     try:
