@@ -116,22 +116,23 @@ class Exchange:
         begun, answered = reader.begun, reader.head is not None
         try:
             body = reader.feed(data)
-            if not answered and reader.head is not None:
-                self._check_sent(reader.head)
+            if not answered and reader.head is not None and self._connection.unsent():
+                self._before_sent(reader.head)
         except BackendError as error:
             self.fail(error)
             return
-        if (not begun or (body and not self._flowing)) and not reader.complete:
+        complete = reader.complete
+        if not complete and (not begun or (body and not self._flowing)):
             self._flowing = bool(body)
             self._connection.answering(self.timeouts.idle_s)
         if body:
             self._pieces.append(body)
             self._unread += len(body)
-            if self._unread > MAX_UNREAD_BYTES and not reader.complete and not self._paused:
+            if self._unread > MAX_UNREAD_BYTES and not complete and not self._paused:
                 self._paused = True
                 self._connection.pause_reading()
         waiter = self._waiter
-        if waiter is not None and not waiter.done() and (body or reader.complete or not answered):
+        if waiter is not None and (body or complete or not answered) and not waiter.done():
             waiter.set_result(None)
 
     def closed(self, error: Exception | None) -> None:
@@ -190,12 +191,11 @@ class Exchange:
         self.fail(UpstreamTimeout(f"The deployment did not answer in time ({which}).", detail=which))
         return self._total_at
 
-    def _check_sent(self, head: Head) -> None:
+    def _before_sent(self, head: Head) -> None:
         """A server may refuse (4xx, 5xx) what it has not read to its end; nothing else can be an answer to it."""
-        if self._connection.unsent():
-            if head.status < 400:
-                raise UpstreamProtocol("The deployment answered before it had the request.", detail=f"status {head.status}")
-            head.keep_alive = False
+        if head.status < 400:
+            raise UpstreamProtocol("The deployment answered before it had the request.", detail=f"status {head.status}")
+        head.keep_alive = False
 
     async def _wait(self) -> None:
         waiter = self._waiter = self._connection.loop.create_future()

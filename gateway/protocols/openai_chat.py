@@ -21,8 +21,8 @@ from gateway.protocols.openai_wire import MAX_SMALL_BYTES, REFUSED, ChatBody, Me
 _decoder = msgspec.json.Decoder(ChatBody)
 _metadata: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(Metadata)
 
-_refusable = attrgetter(*REFUSED)
-_NONE_TOLD = (UNSET,) * len(REFUSED)
+_examined = attrgetter(*REFUSED, "metadata", "modalities", "verbosity")
+_NONE_TOLD = (UNSET,) * (len(REFUSED) + 1) + (None,) * 2
 
 
 class OpenAIChat:
@@ -47,7 +47,7 @@ class OpenAIChat:
             model=chat.model,
             messages=talk.messages,
             tools=functions,
-            tool_choice=tool_choice(chat),
+            tool_choice=None if chat.tool_choice is None else tool_choice(chat),
             parallel_tool_calls=chat.parallel_tool_calls,
             sampling=sampling(chat, cap),
             output=form,
@@ -76,13 +76,14 @@ class OpenAIChat:
 
 
 def _refused(chat: ChatBody) -> None:
+    if _examined(chat) == _NONE_TOLD:  # nearly all
+        return
     if chat.metadata is not UNSET:
         decoded_part(_metadata, chat.metadata, "metadata", MAX_SMALL_BYTES)
-    if (told := _refusable(chat)) != _NONE_TOLD:
-        for name, value in zip(REFUSED, told, strict=True):
-            if value is not UNSET and stated(value) is not None:
-                hint = "; use 'tools' and 'tool_choice'" if name.startswith("function") else ""
-                raise BadRequest(f"'{name}' is not supported{hint}.", param=name, code="unsupported_parameter")
+    for name in REFUSED:
+        if (value := getattr(chat, name)) is not UNSET and stated(value) is not None:
+            hint = "; use 'tools' and 'tool_choice'" if name.startswith("function") else ""
+            raise BadRequest(f"'{name}' is not supported{hint}.", param=name, code="unsupported_parameter")
     if chat.modalities is not None and "audio" in chat.modalities:
         raise BadRequest("Only the modality 'text' is supported.", param="modalities", code="unsupported_parameter")
     if chat.verbosity not in (None, "medium"):
