@@ -40,13 +40,12 @@ class Framing(Protocol):
 class AnswerDecoder(ABC):
     """A `Decoder` but for `_event` and `_whole`."""
 
-    #: `Started` is out; content is out; the answer is over.
-    _started = _begun = _ended = False
-    #: Puts halves of characters together, once there are any.
-    _halves: Halves | None = None
-
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
+        #: `Started` is out; content is out; the answer is over.
+        self._started = self._begun = self._ended = False
+        #: Puts halves of characters together, once there are any.
+        self._halves: Halves | None = None
 
     @property
     def ended(self) -> bool:
