@@ -18,6 +18,8 @@ from gateway.limits.refusal import refusal, unavailable
 from gateway.limits.store import PEEK_LEASE_MS, check_periods
 
 _RETRY_MS = 1000
+#: By how much the clock must have gone back to be set back: less is another thread's turn, or a clock's slow correction.
+_STEP_US = 1_000_000
 
 
 class EmbeddedStore:
@@ -33,6 +35,7 @@ class EmbeddedStore:
         self._outbox = outbox
         self._counters = Counters()
         self._open: dict[str, tuple[LedgerRow, int]] = {}
+        self._seen_us = 0
         self.overruns = 0
         """How many rules were used beyond what was reserved, since the start."""
 
@@ -58,6 +61,9 @@ class EmbeddedStore:
         """See `LimitStore.admit`; unavailable here means that the outbox cannot store."""
         check_rules(rules)
         now_us = self._clock()
+        if now_us < self._seen_us - _STEP_US:
+            self._counters.stepped_back(self._seen_us - now_us)
+        self._seen_us = now_us
         check_periods(rules, now_us)
         verdict = self._counters.admit(id, rules, lease_ms, now_us)
         if isinstance(verdict, Refused):

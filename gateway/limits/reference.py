@@ -245,6 +245,20 @@ class Counters:
                 known, ends_us = self._quotas.get(name, (0, ends_us))
                 self._quotas[name] = (known + min(amount, MAX_AMOUNT - known), ends_us)
 
+    def stepped_back(self, by_us: int) -> None:
+        """The clock was set back: what is charged stays as old as it was, to a sub-window of its rate."""
+        for rate in self._rates.values():
+            steps = by_us // rate.width
+            rate.last -= steps
+            rate.charges = {at - steps: amount for at, amount in rate.charges.items()}
+        for held in self._leases.values():
+            held.first -= by_us
+            held.ends = {id: end - by_us for id, end in held.ends.items()}
+        for opened in self._open.values():
+            pairs = zip(opened.rules, opened.at, strict=True)
+            opened.at = tuple([at - by_us // subwindow_us(rule.window_ms) if rule.kind == "rate" else at for rule, at in pairs])
+            opened.expires_us -= by_us
+
     def states(self, rules: Sequence[Rule], lease_ms: int, now_us: int) -> tuple[RuleState, ...]:
         """What is left of these rules now."""
         return tuple([self._state(rule, lease_ms, now_us) for rule in rules])

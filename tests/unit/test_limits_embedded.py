@@ -113,6 +113,21 @@ async def test_what_cannot_be_stored_is_denied_or_allowed_as_the_rules_say(store
     assert outbox.rows["b"][0].outcome == "ok"
 
 
+@pytest.mark.parametrize("back_s", [2, 30, 61, 3600])
+async def test_a_clock_that_is_set_back_neither_gives_nor_takes(store, clock, back_s):
+    first = await store.admit("a", RULES, row("a"), 15_000)
+    clock.us += 30 * S
+    await store.admit("b", RULES, row("b"), 15_000)
+    clock.us -= back_s * S
+    with pytest.raises(LimitExceeded) as caught:
+        await store.admit("c", RULES, row("c"), 15_000)
+    assert 30_000 <= caught.value.retry_after_ms <= 33_000, "the first is 30 s old"
+    assert await store.settle(Settlement(first, (0, 0, 0), row("a")))
+    assert [state.remaining for state in await store.peek(RULES)] == [1, 60, 4], "its refund finds its charge"
+    clock.us += 62 * S
+    assert [state.remaining for state in (await store.admit("d", RULES, row("d"), 15_000)).states] == [1, 60, 4]
+
+
 async def test_a_restart_goes_on_with_what_was_admitted(store, outbox, clock):
     settled = await store.admit("a", RULES, row("a"), 15_000)
     store.settle(Settlement(settled, (1, 10, 0), row("a", outcome="ok")))
