@@ -47,7 +47,8 @@ async def admit(house: House, view: View, call: Call, tally: Tally) -> Call:
     route, principal = tally.route, tally.principal
     assert route is not None and principal is not None
     plan = house.plans.of(principal, route)
-    tally.counter = view.counters.get(key_of(route)) if route.tokenizer else None
+    if route.tokenizer:
+        tally.counter = view.counters.get(key_of(route))
     counted: int | None = None
     if plan.counts_tokens and (tally.counter is not None or all_local(route)):
         counted = await _counted(view, route, call, tally.counter)

@@ -78,7 +78,8 @@ async def _answer(x: Exchange, protocol: ClientProtocol, house: House, tally: Ta
         raise Draining("The gateway is shutting down; try again.", retry_after_ms=1000)
     view = house.view()  # pinned: the configuration never moves under a stream
     theirs = x.header(b"x-request-id")
-    tally.client_request_id = theirs if theirs is not None and CLIENT_ID.fullmatch(theirs) else ""
+    if theirs is not None and CLIENT_ID.fullmatch(theirs):
+        tally.client_request_id = theirs
     principal = tally.principal = await house.auth.authenticate(x.headers, tally.began_wall_us)  # 401, before the body
     principal.need("inference")  # 403
     call = protocol.parse(await x.body(view.max_body_bytes))  # 400 | 413

@@ -72,6 +72,7 @@ class Settler:
                 self._store.void(tally.id)
             return
         tally.settled = True
-        tally.usage = usage_of(tally)
+        if tally.usage is None:
+            tally.usage = usage_of(tally)
         now_us = monotonic_us()
         self._store.settle(settlement(tally, tally.began_wall_us + now_us - tally.began_us, now_us))

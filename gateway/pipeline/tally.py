@@ -98,15 +98,15 @@ class Tally(msgspec.Struct, eq=False):
 
     def observe(self, batch: Sequence[Event], now_us: int) -> Failure | None:
         """Count a batch of events that arrived at `now_us` (one inter-token gap a batch); its Failure, if it ends in one."""
-        fresh = 0
+        fresh, size = 0, self.delta_bytes
         failure: Failure | None = None
         for event in batch:
             kind = type(event)
             if kind in _TEXTS:
                 fresh += 1
                 text: str = event.text  # type: ignore[union-attr]
-                self.delta_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-                if self.counter is not None and self.delta_bytes <= KEPT_BYTES:
+                size += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+                if self.counter is not None and size <= KEPT_BYTES:
                     self.kept.append((event.choice, text))  # type: ignore[union-attr]
             elif kind is Started:
                 pass
@@ -117,8 +117,8 @@ class Tally(msgspec.Struct, eq=False):
                 self.flight.reports(event)  # type: ignore[arg-type]
             elif kind is ToolCallDelta:
                 fresh += 1
-                self.delta_bytes += len(event.arguments)  # type: ignore[union-attr]
-                if self.counter is not None and self.delta_bytes <= KEPT_BYTES:
+                size += len(event.arguments)  # type: ignore[union-attr]
+                if self.counter is not None and size <= KEPT_BYTES:
                     self.kept.append((event.choice, event.name + event.arguments))  # type: ignore[union-attr]
             elif kind is Item:
                 fresh += 1
@@ -134,9 +134,9 @@ class Tally(msgspec.Struct, eq=False):
             gap = now_us - self.last_event_us
             self.itl_sum_us += gap
             self.itl_buckets[bisect_left(ITL_BOUNDS_US, gap)] += 1
-        self.last_event_us = now_us
+        self.last_event_us, self.delta_bytes = now_us, size
         self.deltas += fresh
-        self.flight.told(self.deltas, self.delta_bytes)
+        self.flight.told(self.deltas, size)
         return failure
 
     def fail(self, error: GatewayError, outcome: Outcome) -> None:
