@@ -247,8 +247,9 @@ class _Link(asyncio.Protocol):
             self._greeting.set_exception(EngineCrashed("The model's engine closed the connection."))
             self._greeting.exception()  # nobody may be waiting any more
         streams, self._streams = self._streams, {}
+        unloading = self.ready is not None and self.ready.reason == ipc.UNLOADING
         for stream in streams.values():
-            stream.crash()
+            stream.crash(unloading)
         for count in self._counts.values():
             if not count.done():
                 count.set_result(None)
@@ -321,7 +322,11 @@ class _Stream(AsyncIterator[Sequence[Event]]):
     def refuse(self, error: GatewayError) -> None:
         self._end(error)
 
-    def crash(self) -> None:
+    def crash(self, unloading: bool) -> None:
+        """The connection is gone. A host that was `unloading` may have gone before it read the job: as if it had refused."""
+        if unloading and not self._spoke and not self._batches:
+            self._end(UpstreamOverloaded("The model is being unloaded.", code="model_loading", retry_after_ms=1000))
+            return
         self._end(Failure("crashed", "The model's engine stopped while it answered.", code="engine_crashed"))
 
     def part(self) -> float:

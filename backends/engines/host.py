@@ -327,7 +327,7 @@ class Host:
         """Take nothing new; end when nothing is open."""
         log("engine_draining", engine=self.name, open=len(self._owners))
         self._draining = True
-        self._tell(ipc.Ready(False, reason="unloading"))
+        self._tell(ipc.Ready(False, reason=ipc.UNLOADING))
         if not self._owners:
             self._finish(0)
 

@@ -28,6 +28,8 @@ from backends.core.events import Event
 from backends.core.request import GenerationRequest, Job
 
 VERSION = 2
+#: `Ready.reason` of a host that takes nothing new and ends when its jobs have.
+UNLOADING = "unloading"
 #: Bytes of a frame's body, and of the first one from a peer that has not shown its token.
 MAX_FRAME = 64 << 20
 MAX_HELLO = 4096

@@ -99,6 +99,7 @@ def _keep(name: str, entry: EngineEntry) -> EngineKeep:
         measured=entry.memory_mb is None,
         watchdog_s=entry.watchdog_s,
         load_timeout_s=entry.load_timeout_s,
+        memory_limit_mb=entry.memory_limit_mb or 0,
     )
 
 

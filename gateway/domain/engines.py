@@ -18,6 +18,7 @@ class EngineKeep(msgspec.Struct, frozen=True):
 
     `memory_mb`: what it counts for in the budget; with `measured` the resident memory of its loaded process takes that
     place where it is more. `idle_unload_s` 0 = never. `watchdog_s`: a step, and `load_timeout_s`: a load, may take so long.
+    `memory_limit_mb`: of its process' data, 0 = none.
     """
 
     name: str
@@ -27,6 +28,7 @@ class EngineKeep(msgspec.Struct, frozen=True):
     measured: bool = True
     watchdog_s: float = 60.0
     load_timeout_s: float = 600.0
+    memory_limit_mb: int = 0
 
 
 class EngineState(msgspec.Struct, frozen=True):

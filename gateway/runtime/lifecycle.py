@@ -201,7 +201,9 @@ class Lifecycle:
         silent_s = now - one.heard
         most_s = LOADING_SILENCE_S if one.state == "loading" else min(SILENCE_S, one.keep.watchdog_s)
         if silent_s > most_s:
-            return self._condemn(one, f"its process has not spoken for {silent_s:.0f} s")
+            tight = f"; memory_limit_mb is {one.keep.memory_limit_mb}, perhaps too little for its libraries"
+            hint = tight if one.state == "loading" and one.keep.memory_limit_mb else ""
+            return self._condemn(one, f"its process has not spoken for {silent_s:.0f} s{hint}")
         if one.state == "loading" and now - one.since > one.keep.load_timeout_s:
             return self._condemn(one, f"loading took more than {one.keep.load_timeout_s:g} s (load_timeout_s)")
         return []

@@ -266,3 +266,30 @@ def test_the_log_is_json_lines() -> None:
         lines = host.stderr.read_bytes().splitlines()
         host.end()
     assert {msgspec.json.decode(line)["event"] for line in lines} >= {"engine_loading", "engine_ready"}
+
+
+async def test_a_job_that_a_host_never_read_because_it_was_unloading_may_be_asked_again(tmp_path: Path) -> None:
+    """A worker submits in the very moment in which an idle host is told to end."""
+
+    async def host(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inbound, jobs = ipc.HostInbound(TOKEN), 0
+        while data := await reader.read(65_536):
+            for message in inbound.feed(data):
+                if isinstance(message, ipc.Hello):
+                    writer.write(ipc.frame(ipc.Ready(True)))
+                jobs += isinstance(message, ipc.Submit)
+            if jobs:
+                writer.write(ipc.frame(ipc.Ready(False, reason=ipc.UNLOADING)))
+                writer.close()
+                return
+
+    path = str(tmp_path / "host.sock")
+    server = await asyncio.start_unix_server(host, path)
+    client = EngineClient(path, TOKEN, "e1")
+    try:
+        with pytest.raises(UpstreamOverloaded) as refused:
+            await events(client, job())
+        assert refused.value.code == "model_loading", "LoadedFirst has it loaded and asks again"
+    finally:
+        await client.aclose()
+        server.close()

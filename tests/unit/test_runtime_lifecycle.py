@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.domain.engines import EngineKeep
-from gateway.runtime.lifecycle import HOLD_S, SILENCE_S, UNUSED_S, Lifecycle
+from gateway.runtime.lifecycle import HOLD_S, LOADING_SILENCE_S, SILENCE_S, UNUSED_S, Lifecycle
 
 LAZY = {"eager": False, "measured": False}
 
@@ -262,6 +262,14 @@ def test_a_step_that_does_not_end_and_a_host_that_is_silent_are_killed():
         getattr(play, flaw).clear()
         play.run(4)
         assert play.state("a") == "ready", "and restarted"
+
+
+def test_a_load_that_falls_silent_under_a_memory_limit_says_so():
+    play = Played([EngineKeep("a", memory_limit_mb=150)], load_s=1e9).run(1)
+    play.silent.add("a")
+    play.until_killed(LOADING_SILENCE_S + 2)
+    (state,) = play.machine.states(play.now)
+    assert state.code == "hung" and "memory_limit_mb is 150" in state.detail
 
 
 def test_silence_while_nobody_ran_is_no_silence():
