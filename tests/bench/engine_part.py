@@ -149,7 +149,7 @@ async def measure(asked: argparse.Namespace, folder: Path) -> Rounds:
     async with AsyncExitStack() as stack:
         redis.start()
         stack.callback(redis.kill)
-        options = {"threads": asked.threads, "prefix_cache": False}
+        options = {"threads": asked.threads, "prefix_cache": False, "step_log": None}
         host, client = await stack.enter_async_context(
             running("llamacpp", gguf, slots=SLOTS, context=CONTEXT, queue=64, options=options)
         )

@@ -153,7 +153,7 @@ async def contenders(stack: AsyncExitStack, asked: argparse.Namespace, folder: P
     redis = RedisServer(folder / "redis")
     redis.start()
     stack.callback(redis.kill)
-    options = {"threads": asked.threads}
+    options = {"threads": asked.threads, "step_log": None}  # the journal of tests is no part of what is compared
     host, client = await stack.enter_async_context(
         running("llamacpp", gguf, slots=SLOTS, context=CONTEXT, queue=64, options=options)
     )
