@@ -47,7 +47,7 @@ class Attempts(msgspec.Struct, eq=False):
         Raises:
             GatewayError: the last attempt's error, when none answered.
         """
-        last: GatewayError = NoDeployment("No deployment of this model is available.")
+        last: GatewayError | None = None
         for tier in self._tiers:
             left = list(tier)
             while left:
@@ -66,7 +66,7 @@ class Attempts(msgspec.Struct, eq=False):
                 last = failure
                 if not last.retriable:
                     raise last
-        raise last
+        raise last or NoDeployment("No deployment of this model is available.")
 
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
